@@ -1,0 +1,40 @@
+"""x86-64 numbers: control registers, page-table entry bits, page sizes.
+
+Source: AMD64 Architecture Programmer's Manual, volume 2, chapters 3 and 5.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+PAGE_SHIFT: Final = 12
+PAGE_NBYTES: Final = 1 << PAGE_SHIFT
+PAGE_MASK: Final = PAGE_NBYTES - 1
+TABLE_ENTRIES: Final = 512
+MAX_PHYS_BIT: Final = 52  # an entry's address field ends at bit 51
+
+CR0_PE: Final = 1 << 0
+CR0_PG: Final = 1 << 31
+CR4_PSE: Final = 1 << 4
+CR4_PAE: Final = 1 << 5
+CR4_LA57: Final = 1 << 12
+CR4_PCIDE: Final = 1 << 17
+EFER_LME: Final = 1 << 8
+EFER_LMA: Final = 1 << 10
+EFER_NXE: Final = 1 << 11
+
+CR3_ADDRESS_MASK: Final = 0x000F_FFFF_FFFF_F000
+PTE_ADDRESS_MASK: Final = 0x000F_FFFF_FFFF_F000
+
+PTE_P: Final = 1 << 0
+PTE_RW: Final = 1 << 1
+PTE_US: Final = 1 << 2
+PTE_PWT: Final = 1 << 3
+PTE_PCD: Final = 1 << 4
+PTE_A: Final = 1 << 5
+PTE_D: Final = 1 << 6
+PTE_PS: Final = 1 << 7
+PTE_G: Final = 1 << 8
+PTE_NX: Final = 1 << 63
+
+LEVEL_NAMES: Final = {5: "PML5E", 4: "PML4E", 3: "PDPE", 2: "PDE", 1: "PTE"}

@@ -1,0 +1,1 @@
+"""Dump files: a pure layout and one writer a format."""

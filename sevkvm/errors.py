@@ -1,0 +1,133 @@
+"""Everything sevkvm raises.
+
+Classes differ where a *caller* would act differently. They carry data in attributes, a one-line message, and
+``help``: what to do about it, printed by the command line. ``exit_code`` is the process exit status.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_ATTACH = 3
+EXIT_NO_VM = 4
+EXIT_FORBIDDEN = 5
+EXIT_HOLES = 6
+
+
+class SevKvmError(Exception):
+    """Base of all errors; ``help`` says what to do next, or is None."""
+
+    exit_code = EXIT_FAILURE
+
+    def __init__(self, message: str, *, help: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.help = help
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class UsageError(SevKvmError, ValueError):
+    """What was asked for contradicts itself or is malformed."""
+
+    exit_code = EXIT_USAGE
+
+
+class AttachError(SevKvmError, PermissionError):
+    """We could not get into the VMM, or must not."""
+
+    exit_code = EXIT_ATTACH
+
+    def __init__(self, message: str, *, pid: int | None = None, help: str | None = None) -> None:
+        super().__init__(message, help=help)
+        self.pid = pid
+
+
+class VmNotFound(SevKvmError, LookupError):
+    """No such process, or it has no such VM."""
+
+    exit_code = EXIT_NO_VM
+
+
+class TargetGone(SevKvmError, ProcessLookupError):
+    """The VMM ended while we were attached."""
+
+    def __init__(self, message: str, *, pid: int | None = None, help: str | None = None) -> None:
+        super().__init__(message, help=help)
+        self.pid = pid
+
+
+class TargetTimeout(SevKvmError, TimeoutError):
+    """A bounded wait for the VMM or its monitor ran out."""
+
+
+class IoctlError(SevKvmError, OSError):
+    """An ioctl failed with ``errno``; ``request`` is its kernel name."""
+
+    def __init__(self, request: str, os_errno: int, *, help: str | None = None) -> None:
+        name = _errno.errorcode.get(os_errno, str(os_errno))
+        super().__init__(f"{request}: {name} ({os.strerror(os_errno)})", help=help)
+        self.request = request
+        self.errno = os_errno
+
+
+class FirmwareError(SevKvmError, OSError):
+    """The secure processor refused: ``status`` is its code, ``status_name`` its name in the SEV API."""
+
+    def __init__(self, command: str, status: int, status_name: str, *, help: str | None = None) -> None:
+        super().__init__(f"{command}: firmware answered {status_name} (0x{status:02x})", help=help)
+        self.command = command
+        self.status = status
+        self.status_name = status_name
+
+
+class DebugForbidden(SevKvmError, PermissionError):
+    """The guest's policy forbids debugging; ``policy`` is its value."""
+
+    exit_code = EXIT_FORBIDDEN
+
+    def __init__(self, message: str, *, policy: int | None = None, help: str | None = None) -> None:
+        super().__init__(message, help=help)
+        self.policy = policy
+
+
+class PlatformUnsupported(SevKvmError):
+    """The platform cannot do it for anybody (SEV-SNP, no SEV at all, an unknown C-bit)."""
+
+    exit_code = EXIT_FORBIDDEN
+
+
+class MemoryFault(SevKvmError, OSError):
+    """A guest or host address that cannot be read; ``space`` is ``gva``, ``gpa`` or ``hva``."""
+
+    def __init__(self, space: str, address: int, *, reason: str = "", help: str | None = None) -> None:
+        super().__init__(f"cannot access {space} 0x{address:x}" + (f": {reason}" if reason else ""), help=help)
+        self.space = space
+        self.address = address
+        self.reason = reason
+
+
+class PageNotPresent(MemoryFault):
+    """The guest's page tables do not map this ``gva``."""
+
+    def __init__(self, gva: int, *, level: int, index: int, entry: int, reason: str = "not present") -> None:
+        super().__init__("gva", gva, reason=f"{reason} at level {level}, index {index}, entry 0x{entry:016x}")
+        self.level = level
+        self.index = index
+        self.entry = entry
+
+
+class BadGuestData(SevKvmError, ValueError):
+    """Bytes of the guest are not what they must be."""
+
+
+class ProtocolError(SevKvmError, ValueError):
+    """The VMM's monitor answered what we cannot understand."""
+
+
+class RegistersUnavailable(SevKvmError):
+    """The vCPU's registers cannot be known (SEV-ES, no vCPU fd, several VMs in one process)."""

@@ -1,0 +1,119 @@
+"""KVM file descriptors, one typed method an ioctl, over any port.
+
+Sources: Linux virt/kvm/kvm_main.c, arch/x86/kvm/x86.c, arch/x86/kvm/svm/sev.c (v6.18).
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from typing import Final
+
+from sevkvm import errors
+from sevkvm.abi import kvm as abi
+from sevkvm.abi import sev
+from sevkvm.host.port import IoctlPort
+
+_DATA_OFFSET: Final = 64  # of the second struct in the args area, behind struct kvm_sev_cmd
+_CPUID_ROOM: Final = 256
+
+
+@dataclass(frozen=True)
+class VcpuFd:
+    """A vCPU. Its ioctls wait for ``vcpu->mutex``: hold the vCPU's thread first, or they wait for the guest."""
+
+    port: IoctlPort
+    fd: int
+    index: int
+
+    def _get(self, request: int, nbytes: int, preset: bytes = b"") -> bytes:
+        if preset:
+            self.port.write(self.port.args_hva, preset)
+        self.port.ioctl(self.fd, request, self.port.args_hva)
+        return self.port.read(self.port.args_hva, nbytes)
+
+    def get_regs(self) -> abi.Regs:
+        """KVM_GET_REGS. On a SEV-ES guest: EINVAL, or leftovers (check the policy, not the errno)."""
+        return abi.Regs.unpack(self._get(abi.KVM_GET_REGS, abi.Regs.NBYTES))
+
+    def get_sregs(self) -> abi.Sregs:
+        """KVM_GET_SREGS; ``cr3`` still has the C-bit and the PCID. On SEV-ES as for get_regs."""
+        return abi.Sregs.unpack(self._get(abi.KVM_GET_SREGS, abi.Sregs.NBYTES))
+
+    def set_regs(self, regs: abi.Regs) -> None:
+        """KVM_SET_REGS."""
+        self.port.write(self.port.args_hva, regs.pack())
+        self.port.ioctl(self.fd, abi.KVM_SET_REGS, self.port.args_hva)
+
+    def set_sregs(self, sregs: abi.Sregs) -> None:
+        """KVM_SET_SREGS."""
+        self.port.write(self.port.args_hva, sregs.pack())
+        self.port.ioctl(self.fd, abi.KVM_SET_SREGS, self.port.args_hva)
+
+    def get_cpuid2(self) -> list[abi.CpuidEntry]:
+        """KVM_GET_CPUID2: what the guest sees; empty if the VMM set nothing."""
+        preset = abi.pack_cpuid2([], room=_CPUID_ROOM)
+        return abi.unpack_cpuid2(self._get(abi.KVM_GET_CPUID2, len(preset), preset[:8]))
+
+
+@dataclass(frozen=True)
+class VmFd:
+    """A VM. Its ioctls work only from the address space that created it (EIO from anywhere else)."""
+
+    port: IoctlPort
+    fd: int
+
+    def sev_available(self) -> bool:
+        """Does this host's kvm_amd do SEV? (KVM_MEMORY_ENCRYPT_OP with NULL, a probe that changes nothing.)"""
+        try:
+            self.port.ioctl(self.fd, abi.KVM_MEMORY_ENCRYPT_OP, 0)
+        except errors.IoctlError as error:
+            if error.errno in (errno.ENOTTY, errno.EINVAL, errno.EFAULT):
+                return False
+            raise
+        return True
+
+    def sev_guest_status(self) -> sev.GuestStatus:
+        """KVM_SEV_GUEST_STATUS. ENOTTY: not an encrypted VM; EPERM: an SNP VM."""
+        self._sev_op(sev.SevCmd.GUEST_STATUS, bytes(sev.GUEST_STATUS_NBYTES))
+        data = self.port.read(self.port.args_hva + _DATA_OFFSET, sev.GUEST_STATUS_NBYTES)
+        return sev.GuestStatus.unpack(data)
+
+    def sev_dbg_decrypt(self, src_hva: int, dst_hva: int, nbytes: int) -> None:
+        """KVM_SEV_DBG_DECRYPT. Only whole 16-byte blocks and equal page offsets are safe on every kernel."""
+        self._sev_dbg(sev.SevCmd.DBG_DECRYPT, src_hva, dst_hva, nbytes)
+
+    def sev_dbg_encrypt_unchecked(self, src_hva: int, dst_hva: int, nbytes: int) -> None:
+        """KVM_SEV_DBG_ENCRYPT: **writes guest memory**. Same alignment rules; nothing checks what is there."""
+        self._sev_dbg(sev.SevCmd.DBG_ENCRYPT, src_hva, dst_hva, nbytes)
+
+    def _sev_dbg(self, command: sev.SevCmd, src_hva: int, dst_hva: int, nbytes: int) -> None:
+        if (src_hva | dst_hva | nbytes) % sev.BLOCK_NBYTES or (src_hva ^ dst_hva) & 0xFFF or nbytes <= 0:
+            raise ValueError("DBG commands need whole 16-byte blocks at equal page offsets")
+        self._sev_op(command, sev.pack_dbg(src_hva, dst_hva, nbytes))
+
+    def _sev_op(self, command: sev.SevCmd, data: bytes) -> None:
+        args = self.port.args_hva
+        cmd = sev.KvmSevCmd(command, data=args + _DATA_OFFSET)
+        self.port.write(args, cmd.pack().ljust(_DATA_OFFSET, b"\0") + data)
+        try:
+            self.port.ioctl(self.fd, abi.KVM_MEMORY_ENCRYPT_OP, args)
+        except errors.IoctlError as error:
+            status = sev.KvmSevCmd.unpack(self.port.read(args, sev.CMD_NBYTES)).error
+            name = f"KVM_SEV_{command.name}"
+            # The preset survives unless the firmware was reached, and only EIO reports a firmware status.
+            if error.errno == errno.EIO and status not in (0, sev.SEV_RET_NO_FW_CALL):
+                raise errors.FirmwareError(
+                    name, status, sev.fw_status_name(status), help=sev.fw_status_help(status)
+                ) from error
+            raise errors.IoctlError(name, error.errno, help=_SEV_OP_HELP.get(error.errno)) from error
+
+
+_SEV_OP_HELP: Final = {
+    errno.EIO: "the VM is dead or belongs to another process's memory: is --vm-fd that process's own VM?",
+    errno.ENOMEM: "the kernel could not pin guest memory: raise the VMM's RLIMIT_MEMLOCK",
+    errno.EBADF: "the VMM closed the /dev/sev descriptor that it launched the guest with",
+    errno.ENODEV: "the secure processor driver (ccp) is not loaded",
+    errno.EBUSY: "the secure processor has stopped answering; see `dmesg | grep -i ccp`; a reboot is needed",
+    errno.ETIMEDOUT: "the secure processor did not answer in time and is now disabled until reboot",
+}

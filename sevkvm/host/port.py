@@ -1,0 +1,99 @@
+"""Who issues an ioctl: ourselves, the deputy thread in the VMM, or a fake. Nothing above can tell them apart.
+
+A port issues system calls on descriptors of one process and shares memory with it: ``args`` is room for argument
+structs, ``scratch`` page-aligned room for data; both are addresses (hva) of that process.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from types import TracebackType
+from typing import Protocol
+
+from sevkvm import errors, native
+from sevkvm.abi.kvm import request_name
+
+ARGS_NBYTES = 16 * 1024  # the largest struct is KVM_GET_CPUID2 with 256 entries (10,248 bytes)
+
+
+class IoctlPort(Protocol):
+    """The transport under KVM file descriptors."""
+
+    @property
+    def pid(self) -> int:
+        """The process whose descriptors and memory these are."""
+        ...
+
+    @property
+    def args_hva(self) -> int:
+        """ARGS_NBYTES of room for argument structs."""
+        ...
+
+    @property
+    def scratch_hva(self) -> int:
+        """Page-aligned room for data."""
+        ...
+
+    @property
+    def scratch_nbytes(self) -> int:
+        """Its size."""
+        ...
+
+    def ioctl(self, fd: int, request: int, argument: int = 0) -> int:
+        """Issue it; the kernel's result (>= 0), or IoctlError with its errno."""
+        ...
+
+    def readinto(self, hva: int, buffer: memoryview) -> int:
+        """Read the process's memory; the short-read rule of ``memory.source``."""
+        ...
+
+    def read(self, hva: int, nbytes: int) -> bytes:
+        """Exactly nbytes, or MemoryFault."""
+        ...
+
+    def write(self, hva: int, data: bytes) -> None:
+        """Write the process's memory, or MemoryFault."""
+        ...
+
+
+class LocalPort:
+    """Ourselves, for library users who are the VMM: descriptors and addresses are this process's own."""
+
+    def __init__(self, scratch_nbytes: int = 1 << 20) -> None:
+        self.pid = os.getpid()
+        self.scratch_nbytes = -(-scratch_nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._area = mmap.mmap(-1, ARGS_NBYTES + self.scratch_nbytes)
+        self.args_hva = native.address_of(self._area)
+        self.scratch_hva = self.args_hva + ARGS_NBYTES
+
+    def ioctl(self, fd: int, request: int, argument: int = 0) -> int:
+        """ioctl(2) on this thread."""
+        result = native.ioctl(fd, request, argument)
+        if result < 0:
+            raise errors.IoctlError(request_name(request), -result)
+        return result
+
+    def readinto(self, hva: int, buffer: memoryview) -> int:
+        """Read our own memory; an unmapped address is a short read, not a crash."""
+        return native.read_into(self.pid, hva, buffer)
+
+    def read(self, hva: int, nbytes: int) -> bytes:
+        """Exactly nbytes, or MemoryFault."""
+        return native.read(self.pid, hva, nbytes)
+
+    def write(self, hva: int, data: bytes) -> None:
+        """Write our own memory; a read-only page is a MemoryFault, not a crash."""
+        native.write(self.pid, hva, data)
+
+    def close(self) -> None:
+        """Unmap the area; what was decrypted into it is gone."""
+        self._area.close()
+
+    def __enter__(self) -> LocalPort:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,1 @@
+"""Guests to practise on."""

@@ -1,0 +1,166 @@
+"""The typed face of the C core: the only importer of the compiled module.
+
+One function, :func:`check`, turns the core's status into an exception.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from dataclasses import dataclass
+from enum import IntEnum
+
+from sevkvm import errors
+from sevkvm._native import ffi, lib
+
+
+class Status(IntEnum):
+    """``enum sk_status`` of csrc/sk_status.h, in its order."""
+
+    OK = 0
+    OS = 1
+    NO_PROCESS = 2
+    PERMISSION = 3
+    TRACED = 4
+    TIMEOUT = 5
+    NO_GADGET = 6
+    UNSUPPORTED = 7
+    WRONG_THREAD = 8
+    BUSY = 9
+    LOST = 10
+    FAULT = 11
+    INVALID = 12
+
+
+PTRACE_HELP = (
+    "run sevkvm as root or as the VMM's own user, in the VMM's pid namespace; "
+    "check /proc/sys/kernel/yama/ptrace_scope and that no other debugger is attached"
+)
+
+
+@dataclass(frozen=True)
+class NativeFailure:
+    """What ``struct sk_error`` said."""
+
+    status: Status
+    errno: int
+    address: int
+    message: str
+
+
+def exception_for(failure: NativeFailure, *, pid: int | None = None) -> errors.SevKvmError:
+    """Build the exception that fits a failure of the core."""
+    text = failure.message
+    if failure.errno:
+        text += f": {os.strerror(failure.errno)}"
+    match failure.status:
+        case Status.NO_PROCESS | Status.LOST:
+            return errors.TargetGone(text, pid=pid, help="the VMM ended; `sevkvm list` shows what runs now")
+        case Status.PERMISSION:
+            return errors.AttachError(text, pid=pid, help=PTRACE_HELP)
+        case Status.TRACED:
+            return errors.AttachError(text, pid=pid, help="detach the other debugger first")
+        case Status.TIMEOUT:
+            return errors.TargetTimeout(text, help="the VMM may be overloaded or stuck; it was left as it was")
+        case Status.NO_GADGET | Status.UNSUPPORTED:
+            return errors.AttachError(
+                text, pid=pid, help="this VMM cannot host a deputy thread (static, musl or shadow-stack binary)"
+            )
+        case Status.FAULT:
+            return errors.MemoryFault("hva", failure.address, reason=failure.message)
+        case _:
+            return errors.SevKvmError(f"{text} [{failure.status.name}]")
+
+
+class Call:
+    """One call into the core: hands out ``err`` and raises what it says."""
+
+    __slots__ = ("err", "pid")
+
+    def __init__(self, pid: int | None = None) -> None:
+        self.err = ffi.new("struct sk_error *")
+        self.pid = pid
+
+    def failure(self) -> NativeFailure:
+        """The last failure as data."""
+        message = ffi.string(self.err.message)
+        assert isinstance(message, bytes)
+        return NativeFailure(
+            Status(self.err.status), self.err.os_errno, self.err.address, message.decode(errors="replace")
+        )
+
+    def check(self, status: int) -> None:
+        """Raise unless status is ``SK_OK``."""
+        if status:
+            raise exception_for(self.failure(), pid=self.pid)
+
+
+def status_name(status: int) -> str:
+    """The C name of a status, for example ``SK_ERR_TIMEOUT``."""
+    name = ffi.string(lib.sk_status_name(status))
+    assert isinstance(name, bytes)
+    return name.decode()
+
+
+def read_into(pid: int, hva: int, buffer: bytearray | memoryview) -> int:
+    """Copy process memory at ``hva`` into ``buffer``; return the bytes copied before the first unreadable one.
+
+    Raises TargetGone or AttachError when the process as a whole cannot be read.
+    """
+    call = Call(pid)
+    done = ffi.new("size_t *")
+    view = ffi.from_buffer(buffer, require_writable=True)
+    status = lib.sk_read(pid, hva, view, len(view), done, call.err)
+    if status not in (Status.OK, Status.FAULT):
+        call.check(status)
+    return int(done[0])
+
+
+def read(pid: int, hva: int, nbytes: int) -> bytes:
+    """Exactly ``nbytes`` of process memory, or MemoryFault naming the first unreadable ``hva``."""
+    buffer = bytearray(nbytes)
+    done = read_into(pid, hva, buffer)
+    if done < nbytes:
+        raise errors.MemoryFault("hva", hva + done, reason=f"process {pid} has no readable byte there")
+    return bytes(buffer)
+
+
+def write(pid: int, hva: int, data: bytes | bytearray | memoryview) -> None:
+    """Write process memory, respecting its page protection; MemoryFault if it does not all fit."""
+    call = Call(pid)
+    done = ffi.new("size_t *")
+    view = ffi.from_buffer(data)
+    call.check(lib.sk_write(pid, hva, view, len(view), done, call.err))
+
+
+def same_file(pid1: int, fd1: int, pid2: int, fd2: int) -> bool:
+    """Do two descriptors name the same open file (kcmp(2), KCMP_FILE)?"""
+    call = Call(pid1)
+    same = ffi.new("int *")
+    call.check(lib.sk_same_file(pid1, fd1, pid2, fd2, same, call.err))
+    return bool(same[0])
+
+
+def same_memory(pid1: int, pid2: int) -> bool:
+    """Do two tasks share one address space (kcmp(2), KCMP_VM)?"""
+    call = Call(pid1)
+    same = ffi.new("int *")
+    call.check(lib.sk_same_memory(pid1, pid2, same, call.err))
+    return bool(same[0])
+
+
+def cpuid(leaf: int, subleaf: int = 0) -> tuple[int, int, int, int]:
+    """CPUID of this processor: (eax, ebx, ecx, edx); zeros for a leaf it does not have."""
+    out = ffi.new("uint32_t[4]")
+    lib.sk_cpuid(leaf, subleaf, out)
+    return out[0], out[1], out[2], out[3]
+
+
+def ioctl(fd: int, request: int, argument: int = 0) -> int:
+    """ioctl(2) on this thread with a raw argument: the kernel's result, or -errno."""
+    return int(lib.sk_ioctl(fd, request, argument))
+
+
+def address_of(buffer: bytearray | mmap.mmap) -> int:
+    """The hva of a buffer of our own; it stays valid only while the buffer lives and does not move."""
+    return int(ffi.cast("uintptr_t", ffi.from_buffer(buffer)))

@@ -1,0 +1,1 @@
+"""Which pages of a guest are private, which are shared."""

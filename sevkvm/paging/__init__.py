@@ -1,0 +1,1 @@
+"""Guest page tables: translate one address, list a whole address space."""
