@@ -68,6 +68,8 @@ class TargetTimeout(SevKvmError, TimeoutError):
 class IoctlError(SevKvmError, OSError):
     """An ioctl failed with ``errno``; ``request`` is its kernel name."""
 
+    errno: int
+
     def __init__(self, request: str, os_errno: int, *, help: str | None = None) -> None:
         name = _errno.errorcode.get(os_errno, str(os_errno))
         super().__init__(f"{request}: {name} ({os.strerror(os_errno)})", help=help)
@@ -105,7 +107,9 @@ class MemoryFault(SevKvmError, OSError):
     """A guest or host address that cannot be read; ``space`` is ``gva``, ``gpa`` or ``hva``."""
 
     def __init__(self, space: str, address: int, *, reason: str = "", help: str | None = None) -> None:
-        super().__init__(f"cannot access {space} 0x{address:x}" + (f": {reason}" if reason else ""), help=help)
+        super().__init__(
+            f"cannot access {space} 0x{address:x}" + (f": {reason}" if reason else ""), help=help
+        )
         self.space = space
         self.address = address
         self.reason = reason

@@ -9,6 +9,7 @@ import mmap
 import os
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Any
 
 from sevkvm import errors
 from sevkvm._native import ffi, lib
@@ -61,10 +62,14 @@ def exception_for(failure: NativeFailure, *, pid: int | None = None) -> errors.S
         case Status.TRACED:
             return errors.AttachError(text, pid=pid, help="detach the other debugger first")
         case Status.TIMEOUT:
-            return errors.TargetTimeout(text, help="the VMM may be overloaded or stuck; it was left as it was")
+            return errors.TargetTimeout(
+                text, help="the VMM may be overloaded or stuck; it was left as it was"
+            )
         case Status.NO_GADGET | Status.UNSUPPORTED:
             return errors.AttachError(
-                text, pid=pid, help="this VMM cannot host a deputy thread (static, musl or shadow-stack binary)"
+                text,
+                pid=pid,
+                help="this VMM cannot host a deputy thread (static, musl or shadow-stack binary)",
             )
         case Status.FAULT:
             return errors.MemoryFault("hva", failure.address, reason=failure.message)
@@ -78,7 +83,7 @@ class Call:
     __slots__ = ("err", "pid")
 
     def __init__(self, pid: int | None = None) -> None:
-        self.err = ffi.new("struct sk_error *")
+        self.err: Any = ffi.new("struct sk_error *")
         self.pid = pid
 
     def failure(self) -> NativeFailure:

@@ -72,10 +72,7 @@ KVM_MEM_READONLY: Final = 1 << 1
 REQUEST_NAMES: Final = {
     value: name
     for name, value in list(globals().items())
-    if name.startswith("KVM_")
-    and isinstance(value, int)
-    and value > 0xFFF
-    or name in ("KVM_RUN",)
+    if name.startswith("KVM_") and isinstance(value, int) and value >> 8 & 0xFF == KVMIO
 }
 
 
@@ -195,9 +192,10 @@ class Sregs:
     @classmethod
     def unpack(cls, data: bytes | bytearray) -> Sregs:
         """From the 312 bytes of the kernel's struct."""
-        segments = [Segment.unpack(data[24 * i : 24 * i + 24]) for i in range(8)]
-        tables = [Dtable.unpack(data[192 + 16 * i : 208 + 16 * i]) for i in range(2)]
-        return cls(*segments, *tables, *struct.unpack_from("<7Q", data, 224), bytes(data[280:312]))
+        cs, ds, es, fs, gs, ss, tr, ldt = (Segment.unpack(data[24 * i : 24 * i + 24]) for i in range(8))
+        gdt, idt = (Dtable.unpack(data[192 + 16 * i : 208 + 16 * i]) for i in range(2))
+        control: tuple[int, int, int, int, int, int, int] = struct.unpack_from("<7Q", data, 224)
+        return cls(cs, ds, es, fs, gs, ss, tr, ldt, gdt, idt, *control, bytes(data[280:312]))
 
     def pack(self) -> bytes:
         """The kernel's struct."""
@@ -205,9 +203,7 @@ class Sregs:
             b"".join(getattr(self, name).pack() for name in _SEGMENT_NAMES)
             + self.gdt.pack()
             + self.idt.pack()
-            + struct.pack(
-                "<7Q", self.cr0, self.cr2, self.cr3, self.cr4, self.cr8, self.efer, self.apic_base
-            )
+            + struct.pack("<7Q", self.cr0, self.cr2, self.cr3, self.cr4, self.cr8, self.efer, self.apic_base)
             + self.interrupt_bitmap
         )
 

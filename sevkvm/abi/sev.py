@@ -132,12 +132,12 @@ class FwStatus(IntEnum):
 
 
 _FW_STATUS_HELP: Final = {
-    FwStatus.POLICY_FAILURE: "the guest was launched with NODBG; it must be restarted with a policy that allows debugging",
+    FwStatus.POLICY_FAILURE: "the guest was launched with NODBG; restart it with a policy that allows debugging",
     FwStatus.INACTIVE: "the guest's key is not loaded (ACTIVATE missing): is the VM being torn down or migrated?",
     FwStatus.INVALID_GUEST: "the firmware does not know this guest's handle: was the VM restarted?",
     FwStatus.INVALID_PLATFORM_STATE: "the SEV platform is not in the WORKING state; see `dmesg | grep -i sev`",
     FwStatus.HWSEV_RET_PLATFORM: "the secure processor failed; see `dmesg | grep -i -e ccp -e sev` on the host",
-    FwStatus.HWSEV_RET_UNSAFE: "the secure processor refused as unsafe; see `dmesg | grep -i -e ccp -e sev` on the host",
+    FwStatus.HWSEV_RET_UNSAFE: "the secure processor refused as unsafe; see `dmesg | grep -i -e ccp -e sev`",
 }
 
 
