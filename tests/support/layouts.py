@@ -1,0 +1,185 @@
+"""Every struct of ``sevkvm.abi`` as the kernel lays it out: sizes and offsets written out as literals.
+
+Offsets are found by packing one field at a time, so nothing here repeats the format strings it checks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sevkvm.abi import kvm, sev
+
+Pack = Callable[[str], bytes]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """``pack(field)`` gives the struct with 1 in that field and 0 elsewhere; ``offsets`` by the kernel's names.
+
+    ``ours`` maps a kernel field name to our own where they differ.
+    """
+
+    kernel_name: str
+    nbytes: int
+    pack: Pack
+    offsets: Mapping[str, int]
+    ours: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    dataclass: type | None = None
+
+    def measured_offset(self, field: str) -> int:
+        """Where the field's lowest byte lands in the packed bytes."""
+        data = self.pack(self.ours.get(field, field))
+        assert sum(data) == 1, f"{self.kernel_name}.{field} does not pack to a single 1"
+        return data.index(1)
+
+
+_ONES: dict[str, Any] = {
+    "Segment": kvm.Segment(base=1),
+    "Dtable": kvm.Dtable(base=1),
+    "int": 1,
+    "bytes": b"\1".ljust(32, b"\0"),
+}
+
+
+def _of(cls: Any, nbytes: int) -> Pack:
+    def pack(field: str) -> bytes:
+        types = {f.name: str(f.type) for f in dataclasses.fields(cls)}
+        changed = dataclasses.replace(cls.unpack(bytes(nbytes)), **{field: _ONES[types[field]]})
+        return bytes(changed.pack())
+
+    return pack
+
+
+def _call(function: Callable[..., bytes], *parameters: str) -> Pack:
+    return lambda field: function(*(int(name == field) for name in parameters))
+
+
+def _cpuid_entry(field: str) -> bytes:
+    names = [f.name for f in dataclasses.fields(kvm.CpuidEntry)]
+    entry = kvm.CpuidEntry(*(int(name == field) for name in names))
+    return kvm.pack_cpuid2([entry])[8:]
+
+
+_GENERAL = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp")
+_NUMBERED = tuple(f"r{n}" for n in range(8, 16))
+_SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
+
+LAYOUTS = (
+    Layout(
+        "kvm_regs",
+        144,
+        _of(kvm.Regs, 144),
+        {name: 8 * n for n, name in enumerate((*_GENERAL, *_NUMBERED, "rip", "rflags"))},
+        dataclass=kvm.Regs,
+    ),
+    Layout(
+        "kvm_segment",
+        24,
+        _of(kvm.Segment, 24),
+        {
+            "base": 0,
+            "limit": 8,
+            "selector": 12,
+            "type": 14,
+            "present": 15,
+            "dpl": 16,
+            "db": 17,
+            "s": 18,
+            "l": 19,
+            "g": 20,
+            "avl": 21,
+            "unusable": 22,
+        },
+        dataclass=kvm.Segment,
+    ),
+    Layout("kvm_dtable", 16, _of(kvm.Dtable, 16), {"base": 0, "limit": 8}, dataclass=kvm.Dtable),
+    Layout(
+        "kvm_sregs",
+        312,
+        _of(kvm.Sregs, 312),
+        {name: 24 * n for n, name in enumerate(_SEGMENTS)}
+        | {"gdt": 192, "idt": 208, "cr0": 224, "cr2": 232, "cr3": 240, "cr4": 248, "cr8": 256}
+        | {"efer": 264, "apic_base": 272, "interrupt_bitmap": 280},
+        dataclass=kvm.Sregs,
+    ),
+    Layout(
+        "kvm_cpuid_entry2",
+        40,
+        _cpuid_entry,
+        {"function": 0, "index": 4, "flags": 8, "eax": 12, "ebx": 16, "ecx": 20, "edx": 24},
+        dataclass=kvm.CpuidEntry,
+    ),
+    Layout(
+        "kvm_userspace_memory_region",
+        32,
+        _call(kvm.pack_memory_region, "slot", "flags", "gpa", "nbytes", "hva"),
+        {"slot": 0, "flags": 4, "guest_phys_addr": 8, "memory_size": 16, "userspace_addr": 24},
+        ours={"guest_phys_addr": "gpa", "memory_size": "nbytes", "userspace_addr": "hva"},
+    ),
+    Layout(
+        "kvm_enc_region",
+        16,
+        _call(kvm.pack_enc_region, "hva", "nbytes"),
+        {"addr": 0, "size": 8},
+        ours={"addr": "hva", "size": "nbytes"},
+    ),
+    Layout(
+        "kvm_sev_cmd",
+        24,
+        _of(sev.KvmSevCmd, 24),
+        {"id": 0, "data": 8, "error": 16, "sev_fd": 20},
+        dataclass=sev.KvmSevCmd,
+    ),
+    Layout(
+        "kvm_sev_dbg",
+        24,
+        _call(sev.pack_dbg, "src_uaddr", "dst_uaddr", "nbytes"),
+        {"src_uaddr": 0, "dst_uaddr": 8, "len": 16},
+        ours={"len": "nbytes"},
+    ),
+    Layout(
+        "kvm_sev_guest_status",
+        12,
+        _of(sev.GuestStatus, 12),
+        {"handle": 0, "policy": 4, "state": 8},
+        dataclass=sev.GuestStatus,
+    ),
+    Layout(
+        "kvm_sev_launch_start",
+        40,
+        _of(sev.LaunchStart, 40),
+        {"handle": 0, "policy": 4, "dh_uaddr": 8, "dh_len": 16, "session_uaddr": 24, "session_len": 32},
+        ours={"dh_len": "dh_nbytes", "session_len": "session_nbytes"},
+        dataclass=sev.LaunchStart,
+    ),
+    Layout(
+        "kvm_sev_launch_update_data",
+        16,
+        _call(sev.pack_uaddr_len, "uaddr", "nbytes"),
+        {"uaddr": 0, "len": 8},
+        ours={"len": "nbytes"},
+    ),
+    Layout(
+        "kvm_sev_launch_measure",
+        16,
+        _call(sev.pack_uaddr_len, "uaddr", "nbytes"),
+        {"uaddr": 0, "len": 8},
+        ours={"len": "nbytes"},
+    ),
+    Layout(
+        "sev_issue_cmd",
+        16,
+        _of(sev.SevIssueCmd, 16),
+        {"cmd": 0, "data": 4, "error": 12},
+        dataclass=sev.SevIssueCmd,
+    ),
+    Layout(
+        "sev_user_data_status",
+        12,
+        _of(sev.PlatformStatus, 12),
+        {"api_major": 0, "api_minor": 1, "state": 2, "flags": 3, "build": 7, "guest_count": 8},
+        dataclass=sev.PlatformStatus,
+    ),
+)
