@@ -1,0 +1,114 @@
+# shellcheck shell=bash
+# Shared by scripts/test and scripts/demo: find a Python, make .venv, install into it, install Debian packages.
+
+say() {
+	printf '%s\n' "$*" >&2
+}
+
+die() {
+	say "error: $*"
+	exit 1
+}
+
+have() {
+	command -v "$1" >/dev/null 2>&1
+}
+
+usable_python() {
+	"$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1
+}
+
+# The first Python >= 3.10 on PATH, or nothing.
+find_python() {
+	local candidate
+	for candidate in "${PYTHON:-python3}" python3 python3.13 python3.12 python3.11 python3.10; do
+		if have "$candidate" && usable_python "$candidate"; then
+			command -v "$candidate"
+			return 0
+		fi
+	done
+	return 1
+}
+
+# How packages may be installed here: "" (we are root), "sudo -n", or "no".
+apt_rights() {
+	if ! have apt-get; then
+		echo no
+	elif [ "$(id -u)" = 0 ]; then
+		echo
+	elif have sudo && sudo -n true 2>/dev/null; then
+		echo "sudo -n"
+	else
+		echo no
+	fi
+}
+
+# apt_install PACKAGE...: non-interactive and bounded; says why it could not, and returns 1.
+apt_install() {
+	local rights
+	rights=$(apt_rights)
+	if [ "$rights" = no ]; then
+		say "cannot install Debian packages here (needs apt-get, and root or passwordless sudo): $*"
+		return 1
+	fi
+	say "installing Debian packages: $*"
+	local apt_get=(env DEBIAN_FRONTEND=noninteractive timeout 300 apt-get -y -q
+		-o DPkg::Lock::Timeout=120 -o Acquire::Retries=2)
+	# shellcheck disable=SC2086  # $rights is "" or two words
+	if ! { $rights "${apt_get[@]}" update && $rights "${apt_get[@]}" install --no-install-recommends "$@"; } \
+		>"$apt_log" 2>&1 </dev/null; then
+		tail -n 5 "$apt_log" >&2
+		say "installing these failed (see above): $*"
+		return 1
+	fi
+}
+apt_log=$(mktemp)
+trap 'rm -f "$apt_log"' EXIT
+
+# What the compiled module needs: a C compiler, Python.h, and venv with pip.
+ensure_build_tools() {
+	local wanted=()
+	have cc || have gcc || wanted+=(gcc libc6-dev)
+	python=$(find_python) || wanted+=(python3 python3-dev python3-venv)
+	if [ -n "$python" ]; then
+		"$python" -c 'import ensurepip, venv' >/dev/null 2>&1 || wanted+=(python3-venv)
+		python_header "$python" || wanted+=(python3-dev)
+	fi
+	if [ ${#wanted[@]} -gt 0 ]; then
+		apt_install "${wanted[@]}" || true
+		python=$(find_python) || die "no Python >= 3.10 found (python3, python3.13 ... python3.10)"
+		have cc || have gcc || die "no C compiler; install gcc"
+		"$python" -c 'import ensurepip, venv' >/dev/null 2>&1 || die "$python has no venv; install python3-venv"
+		python_header "$python" || die "$python has no Python.h; install python3-dev"
+	fi
+}
+
+python_header() {
+	"$1" -c 'import os, sys, sysconfig
+sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' >/dev/null 2>&1
+}
+
+# ensure_venv EXTRAS: .venv with the project installed in place; redone when what it depends on has changed.
+ensure_venv() {
+	local extras=$1 stamp=.venv/sevkvm-installed want
+	ensure_build_tools
+	if [ -e .venv ] && ! usable_python .venv/bin/python; then
+		say "removing a .venv that does not work here"
+		rm -rf .venv
+	fi
+	if [ ! -e .venv ]; then
+		say "creating .venv with $python"
+		"$python" -m venv .venv || die "$python -m venv failed"
+	fi
+	want=$(.venv/bin/python -VV; pwd; cat pyproject.toml setup.py csrc/*)
+	want=$(printf '%s' "$want" | sha256sum | cut -d ' ' -f 1)
+	if [ -e "$stamp-$extras" ] && [ "$(cat "$stamp-$extras")" = "$want" ] \
+		&& .venv/bin/python -c 'import sevkvm.native' >/dev/null 2>&1; then
+		return 0
+	fi
+	say "installing sevkvm[$extras] into .venv"
+	.venv/bin/python -m pip install -q --disable-pip-version-check --no-input -e ".[$extras]" </dev/null \
+		|| die "pip install failed (is the package index reachable?)"
+	rm -f "$stamp"-*
+	printf '%s\n' "$want" >"$stamp-$extras"
+}
