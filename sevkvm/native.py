@@ -169,3 +169,69 @@ def ioctl(fd: int, request: int, argument: int = 0) -> int:
 def address_of(buffer: bytearray | mmap.mmap) -> int:
     """The hva of a buffer of our own; it stays valid only while the buffer lives and does not move."""
     return int(ffi.cast("uintptr_t", ffi.from_buffer(buffer)))
+
+
+class DeputyHandle:
+    """Owns a ``struct sk_deputy *``."""
+
+    __slots__ = ("pid", "pointer")
+
+    def __init__(self, pid: int, pointer: object) -> None:
+        self.pid = pid
+        self.pointer = pointer
+
+
+def deputy_open(pid: int, scratch_nbytes: int, timeout_ms: int) -> DeputyHandle:
+    """Add a deputy thread to process ``pid``."""
+    call = Call(pid)
+    out = ffi.new("struct sk_deputy **")
+    status = lib.sk_deputy_open(pid, scratch_nbytes, timeout_ms, out, call.err)
+    if status == Status.NO_PROCESS:
+        raise errors.VmNotFound(f"no process {pid}", help="`sevkvm list` shows the VMs of this host")
+    call.check(status)
+    return DeputyHandle(pid, out[0])
+
+
+def deputy_info(handle: DeputyHandle) -> dict[str, int]:
+    """The fields of ``struct sk_deputy_info``."""
+    out = ffi.new("struct sk_deputy_info *")
+    lib.sk_deputy_info(handle.pointer, out)
+    return {name: getattr(out, name) for name, _ in ffi.typeof("struct sk_deputy_info").fields}
+
+
+def deputy_start(handle: DeputyHandle, fd: int, request: int, argument: int) -> None:
+    """Start an ioctl on the deputy."""
+    call = Call(handle.pid)
+    call.check(lib.sk_deputy_start(handle.pointer, fd, request, argument, call.err))
+
+
+def deputy_wait(handle: DeputyHandle, timeout_ms: int) -> int | None:
+    """The ioctl's raw result (>= 0 or -errno), or None while it is in flight."""
+    call = Call(handle.pid)
+    result = ffi.new("int64_t *")
+    status = lib.sk_deputy_wait(handle.pointer, timeout_ms, result, call.err)
+    if status == Status.TIMEOUT:
+        return None
+    call.check(status)
+    return int(result[0])
+
+
+def deputy_hold(handle: DeputyHandle, tids: list[int], timeout_ms: int) -> int:
+    """Hold threads; how many are held now."""
+    call = Call(handle.pid)
+    held = ffi.new("size_t *")
+    call.check(
+        lib.sk_deputy_hold(handle.pointer, ffi.new("int32_t[]", tids), len(tids), timeout_ms, held, call.err)
+    )
+    return int(held[0])
+
+
+def deputy_release(handle: DeputyHandle) -> None:
+    """Let held threads go."""
+    lib.sk_deputy_release(handle.pointer)
+
+
+def deputy_close(handle: DeputyHandle, timeout_ms: int) -> None:
+    """End the deputy and free the handle, which must not be used again."""
+    lib.sk_deputy_close(handle.pointer, timeout_ms)
+    handle.pointer = ffi.NULL

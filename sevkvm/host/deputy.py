@@ -1,0 +1,115 @@
+"""The deputy port: ioctls issued by a thread that we add to the VMM.
+
+Everything delicate is in csrc/sk_deputy.c. ptrace belongs to the thread that opened the deputy: use it from there.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from sevkvm import errors, native
+from sevkvm.abi.kvm import request_name
+
+if TYPE_CHECKING:
+    from sevkvm.native import DeputyHandle
+
+SCRATCH_NBYTES = 2 << 20
+_WAIT_SLICE_MS = 100  # between slices a pending Ctrl-C is taken
+
+
+@dataclass(frozen=True)
+class DeputyInfo:
+    """What attaching cost, and where things are in the target (``struct sk_deputy_info``)."""
+
+    pid: int
+    tid: int
+    borrowed_tid: int
+    leftovers: int
+    args_hva: int
+    args_nbytes: int
+    scratch_hva: int
+    scratch_nbytes: int
+    borrowed_ns: int
+    attach_ns: int
+    calls: int
+
+
+class Deputy:
+    """A context manager that is an IoctlPort: on leaving it nothing of ours remains in the process.
+
+    ``timeout`` (seconds) bounds each wait. Raises AttachError, VmNotFound or TargetTimeout.
+    """
+
+    def __init__(self, pid: int, *, scratch_nbytes: int = SCRATCH_NBYTES, timeout: float = 5.0) -> None:
+        self.pid = pid
+        self._timeout = timeout
+        self._handle: DeputyHandle | None = native.deputy_open(pid, scratch_nbytes, int(timeout * 1000))
+        info = self.info()
+        self.args_hva = info.args_hva
+        self.scratch_hva = info.scratch_hva
+        self.scratch_nbytes = info.scratch_nbytes
+
+    def _live(self) -> DeputyHandle:
+        if self._handle is None:
+            raise errors.AttachError("the deputy has left the process", pid=self.pid)
+        return self._handle
+
+    def info(self) -> DeputyInfo:
+        """Where things are and what it cost so far."""
+        return DeputyInfo(**native.deputy_info(self._live()))
+
+    def ioctl(self, fd: int, request: int, argument: int = 0) -> int:
+        """ioctl(2) in the VMM; TargetTimeout if it does not return in time (it is then still in flight)."""
+        handle = self._live()
+        native.deputy_start(handle, fd, request, argument)
+        deadline = time.monotonic() + self._timeout
+        result = native.deputy_wait(handle, _WAIT_SLICE_MS)
+        while result is None:
+            if time.monotonic() >= deadline:
+                raise errors.TargetTimeout(
+                    f"{request_name(request)} has not returned after {self._timeout:g} s",
+                    help="a vCPU that runs holds its own lock, and the secure processor may be slow; try --timeout",
+                )
+            result = native.deputy_wait(handle, _WAIT_SLICE_MS)
+        if result < 0:
+            raise errors.IoctlError(request_name(request), -result)
+        return result
+
+    def readinto(self, hva: int, buffer: memoryview) -> int:
+        """Read the VMM's memory; the short-read rule of ``memory.source``."""
+        return native.read_into(self.pid, hva, buffer)
+
+    def read(self, hva: int, nbytes: int) -> bytes:
+        """Exactly nbytes, or MemoryFault."""
+        return native.read(self.pid, hva, nbytes)
+
+    def write(self, hva: int, data: bytes) -> None:
+        """Write the VMM's memory, respecting its page protection; or MemoryFault."""
+        native.write(self.pid, hva, data)
+
+    def hold(self, tids: Iterable[int] = ()) -> int:
+        """Keep these threads from running, or with none given every thread of the VMM; how many are held."""
+        return native.deputy_hold(self._live(), list(tids), int(self._timeout * 1000))
+
+    def release(self) -> None:
+        """Let all held threads run."""
+        if self._handle is not None:
+            native.deputy_release(self._handle)
+
+    def close(self) -> None:
+        """Leave the process; safe to call twice."""
+        if self._handle is not None:
+            handle, self._handle = self._handle, None
+            native.deputy_close(handle, int(self._timeout * 1000))
+
+    def __enter__(self) -> Deputy:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,41 @@
+"""Compile the C programs of tests/csrc, once a session and only when somebody needs one."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CSRC = ROOT / "csrc"
+TEST_CSRC = ROOT / "tests" / "csrc"
+
+
+def compile_program(name: str, out_dir: Path, *sources: str) -> Path:
+    """Compile tests/csrc/NAME.c with sources of csrc/; skip, saying so, where there is no compiler."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler (cc, gcc) to build the test program with")
+    program = out_dir / name
+    subprocess.run(
+        [
+            compiler,
+            "-std=gnu11",
+            "-O2",
+            "-g",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            f"-I{CSRC}",
+            "-pthread",
+            "-o",
+            program,
+        ]
+        + [TEST_CSRC / f"{name}.c"]
+        + [CSRC / source for source in sources],
+        check=True,
+        timeout=120,
+    )
+    return program
