@@ -72,11 +72,7 @@ KVM_MEM_READONLY: Final = 1 << 1
 REQUEST_NAMES: Final = {
     value: name
     for name, value in list(globals().items())
-<<<<<<< Updated upstream
     if name.startswith("KVM_") and isinstance(value, int) and value >> 8 & 0xFF == KVMIO
-=======
-    if name.startswith("KVM_") and isinstance(value, int) and value > 0xFFF or name in ("KVM_RUN",)
->>>>>>> Stashed changes
 }
 
 
