@@ -53,6 +53,7 @@ KVM_GET_SUPPORTED_CPUID: Final = _iowr(0x05, _CPUID_HEADER.size)
 # on a VM
 KVM_CREATE_VCPU: Final = _io(0x41)
 KVM_SET_USER_MEMORY_REGION: Final = _iow(0x46, _USERSPACE_REGION.size)
+KVM_CREATE_IRQCHIP: Final = _io(0x60)
 KVM_ENABLE_CAP: Final = _iow(0xA3, _ENABLE_CAP.size)
 KVM_MEMORY_ENCRYPT_OP: Final = _iowr(0xBA, 8)  # encoded as unsigned long, though the payload is kvm_sev_cmd
 KVM_MEMORY_ENCRYPT_REG_REGION: Final = _ior(0xBB, _ENC_REGION.size)

@@ -181,6 +181,26 @@ class Image:
         if gpa < end:
             yield gpa, end - gpa, None
 
+    def regions_of(self, slot: Slot) -> Iterator[Region]:
+        """The regions in one slot, in order."""
+        return (region for region in self.regions if slot.gpa <= region.gpa < slot.end)
+
+    def private_ranges(self) -> list[tuple[int, int]]:
+        """(gpa, nbytes) of what a launch encrypts: neighbours in one slot are one range."""
+        ranges: list[tuple[int, int]] = []
+        for slot in self.slots:
+            last = -1
+            for region in self.regions_of(slot):
+                if not region.private:
+                    continue
+                if region.gpa == last:
+                    gpa, nbytes = ranges.pop()
+                    ranges.append((gpa, nbytes + region.nbytes))
+                else:
+                    ranges.append((region.gpa, region.nbytes))
+                last = region.end
+        return ranges
+
     def iter_plaintext(self, gpa: int, nbytes: int) -> Iterator[bytes]:
         """What the guest sees there, in pieces of at most CHUNK_NBYTES; zeros where no region lies."""
         for start, length, region in self.pieces(gpa, nbytes):
