@@ -5,12 +5,13 @@ Source: AMD64 Architecture Programmer's Manual, volume 3, appendix E (CPUID Fn00
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from typing import Final
 
 from sevkvm import errors, native
 from sevkvm.abi import kvm, sev
-from sevkvm.lab.ioctl import ioctl
+from sevkvm.lab.ioctl import ioctl, open_kvm
 
 _ROOM: Final = 256
 _LEAF_FEATURES, _LEAF_STRUCTURED, _LEAF_TOPOLOGY = 1, 7, 0xB
@@ -54,6 +55,15 @@ def cbit_position(entries: list[kvm.CpuidEntry]) -> int:
         "neither KVM nor the processor says where the C-bit is",
         help="say it: --cbit-pos 51 (Milan and later) or 47 (Naples, Rome)",
     )
+
+
+def host_cbit_position() -> int:
+    """:func:`cbit_position` of this host's /dev/kvm."""
+    kvm_fd = open_kvm()
+    try:
+        return cbit_position(supported(kvm_fd))
+    finally:
+        os.close(kvm_fd)
 
 
 @dataclass(frozen=True)

@@ -33,3 +33,8 @@ def open_device(path: str, help: str) -> int:
         if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
             raise
         raise errors.PlatformUnsupported(f"no {path}", help=help) from error
+
+
+def open_kvm() -> int:
+    """Open /dev/kvm."""
+    return open_device("/dev/kvm", "load the KVM module, or use `sevkvm shim -- sevkvm lab`")

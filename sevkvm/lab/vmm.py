@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from sevkvm import errors, native
 from sevkvm.abi import kvm, sev, x86
 from sevkvm.lab import cpuid
-from sevkvm.lab.ioctl import START_HELP, ioctl, open_device
+from sevkvm.lab.ioctl import START_HELP, ioctl, open_device, open_kvm
 from sevkvm.lab.sev import SevLaunch
 from sevkvm.lab.vcpu_thread import VcpuThread
 
@@ -100,7 +100,7 @@ def launched(image: Image, options: LaunchOptions) -> Iterator[LabVm]:
     if es and options.run:
         raise errors.UsageError("the lab's SEV-ES guest has no #VC handler and cannot run")
     with ExitStack() as undo:
-        kvm_fd = open_device("/dev/kvm", "load the KVM module, or use `sevkvm shim -- sevkvm lab`")
+        kvm_fd = open_kvm()
         undo.callback(os.close, kvm_fd)
         offered = cpuid.supported(kvm_fd)
         vm = LabVm(image, options, ioctl(kvm_fd, kvm.KVM_CREATE_VM))
