@@ -27,14 +27,15 @@ _KICKS, _KICK_SECONDS = 50, 0.05
 class VcpuThread:
     """Runs ``fd`` until :meth:`stop`, or until the guest does something that the lab does not emulate.
 
-    Create it on the main thread: it installs a handler, so that KICK_SIGNAL interrupts KVM_RUN and does no more.
+    Create and stop it on the main thread, several in reverse order: while it lives, KICK_SIGNAL only interrupts
+    KVM_RUN.
     """
 
     def __init__(self, fd: int, index: int, run_nbytes: int) -> None:
         self.fd, self.index = fd, index
         self._run = mmap.mmap(fd, run_nbytes)
         self._stopping = False
-        signal.signal(KICK_SIGNAL, lambda *_: None)
+        self._old_handler = signal.signal(KICK_SIGNAL, lambda *_: None)
         # Daemon: a KVM_RUN that cannot be interrupted must not keep the process alive.
         self._thread = threading.Thread(target=self._loop, name=f"vcpu {index}", daemon=True)
         self._thread.start()
@@ -51,6 +52,11 @@ class VcpuThread:
             print(f"sevkvm lab: vCPU {self.index} stopped: {why}", file=sys.stderr, flush=True)
             return
 
+    def join(self, seconds: float) -> bool:
+        """Wait until the guest has left for good; False if it still runs after ``seconds``."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
     def stop(self) -> bool:
         """Ask the vCPU out of the guest; False if the thread did not leave KVM_RUN in some seconds."""
         self._stopping = True
@@ -63,4 +69,5 @@ class VcpuThread:
         if self._thread.is_alive():
             return False
         self._run.close()
+        signal.signal(KICK_SIGNAL, self._old_handler)
         return True
