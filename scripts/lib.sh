@@ -55,43 +55,57 @@ apt_install() {
 	local apt_get=(env DEBIAN_FRONTEND=noninteractive timeout 300 apt-get -y -q
 		-o DPkg::Lock::Timeout=120 -o Acquire::Retries=2)
 	# shellcheck disable=SC2086  # $rights is "" or two words
-	if ! { $rights "${apt_get[@]}" update && $rights "${apt_get[@]}" install --no-install-recommends "$@"; } \
-		>"$apt_log" 2>&1 </dev/null; then
+	if ! { { [ -n "$apt_updated" ] || $rights "${apt_get[@]}" update; } \
+		&& $rights "${apt_get[@]}" install --no-install-recommends "$@"; } >"$apt_log" 2>&1 </dev/null; then
 		tail -n 5 "$apt_log" >&2
 		say "installing these failed (see above): $*"
 		return 1
 	fi
+	apt_updated=yes
 }
+apt_updated=
 apt_log=$(mktemp)
 trap 'rm -f "$apt_log"' EXIT
 
-# What the compiled module needs: a C compiler, Python.h, and venv with pip.
-ensure_build_tools() {
-	local wanted=()
-	have cc || have gcc || wanted+=(gcc libc6-dev)
-	python=$(find_python) || wanted+=(python3 python3-dev python3-venv)
-	if [ -n "$python" ]; then
-		"$python" -c 'import ensurepip, venv' >/dev/null 2>&1 || wanted+=(python3-venv)
-		python_header "$python" || wanted+=(python3-dev)
-	fi
-	if [ ${#wanted[@]} -gt 0 ]; then
-		apt_install "${wanted[@]}" || true
-		python=$(find_python) || die "no Python >= 3.10 found (python3, python3.13 ... python3.10)"
-		have cc || have gcc || die "no C compiler; install gcc"
-		"$python" -c 'import ensurepip, venv' >/dev/null 2>&1 || die "$python has no venv; install python3-venv"
-		python_header "$python" || die "$python has no Python.h; install python3-dev"
-	fi
+# What the compiled module needs beside Python itself; each ends with 0 if it is there.
+has_venv() {
+	"$1" -c 'import ensurepip, venv' >/dev/null 2>&1
 }
 
-python_header() {
+has_header() {
 	"$1" -c 'import os, sys, sysconfig
 sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' >/dev/null 2>&1
+}
+
+# The compiler this Python was built with is the one that builds its modules: "cc" alone says nothing.
+has_compiler() {
+	"$1" -c 'import os, shutil, sys, sysconfig
+compiler = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
+sys.exit(shutil.which(compiler.split()[0]) is None)' >/dev/null 2>&1
+}
+
+# Sets $python. Installs what is missing where it may, and ends with a message where it may not.
+ensure_build_tools() {
+	local wanted=()
+	if python=$(find_python); then
+		has_venv "$python" || wanted+=(python3-venv)
+		has_header "$python" || wanted+=(python3-dev)
+		has_compiler "$python" || wanted+=(gcc libc6-dev)
+	else
+		wanted=(python3 python3-dev python3-venv gcc libc6-dev)
+	fi
+	[ ${#wanted[@]} -gt 0 ] || return 0
+	apt_install "${wanted[@]}"
+	python=$(find_python) || die "no Python >= 3.10 found (python3, python3.13 ... python3.10)"
+	has_venv "$python" || die "$python cannot make virtual environments; install python3-venv"
+	has_header "$python" || die "$python has no Python.h; install python3-dev"
+	has_compiler "$python" || die "no C compiler; install gcc"
 }
 
 # ensure_venv EXTRAS: .venv with the project installed in place; redone when what it depends on has changed.
 ensure_venv() {
 	local extras=$1 stamp=.venv/sevkvm-installed want
-	ensure_build_tools
+	[ -n "${python:-}" ] || ensure_build_tools
 	if [ -e .venv ] && ! usable_python .venv/bin/python; then
 		say "removing a .venv that does not work here"
 		rm -rf .venv
