@@ -33,6 +33,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             counts[tier][outcome] += 1
             if outcome == "skipped":
                 reasons[tier][_skip_reason(report)] += 1
+    terminalreporter.ensure_newline()
     terminalreporter.section("tiers")
     for tier in (*TIERS, *sorted(counts.keys() - set(TIERS))):
         told = ", ".join(f"{counts[tier][each]} {each}" for each in _OUTCOMES if counts[tier][each])
