@@ -2,81 +2,227 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
+
+from sevkvm import errors
+from sevkvm.memory.policy import SevInfo, SevKind
+from sevkvm.paging.form import PagingForm
+from sevkvm.vcpu import VcpuState, paging_levels, root_gpa
 
 if TYPE_CHECKING:
-    from sevkvm.abi.sev import Policy
+    from sevkvm.host.kvm import VcpuFd
     from sevkvm.memory.guest import GuestMemory
     from sevkvm.memory.source import SlotMap
-    from sevkvm.paging.form import PagingForm
     from sevkvm.paging.walk import Translation
-    from sevkvm.vcpu import VcpuState
+
+__all__ = ["Guest", "GuestParts", "SevInfo", "SevKind"]
 
 
-class SevKind(str, Enum):
-    """What protects a guest, as ``--json`` spells it."""
+class Holder(Protocol):
+    """Who can keep the vCPUs from running."""
 
-    NONE = "none"
-    SEV = "sev"
-    SEV_ES = "sev-es"
-    SEV_SNP = "sev-snp"
+    def hold(self) -> object:
+        """Stop them."""
+        ...
+
+    def release(self) -> None:
+        """Let them run."""
+        ...
 
 
 @dataclass(frozen=True)
-class SevInfo:
-    """A guest's protection. ``policy``, ``handle`` and ``state`` are None unless the kernel told them.
+class GuestParts:
+    """What ``attach`` wires together.
 
-    ``cbit_source`` says who told the C-bit position: ``option``, ``qmp``, ``guest-cpuid`` or ``host-cpuid``.
-    """
-
-    kind: SevKind
-    policy: Policy | None = None
-    handle: int | None = None
-    state: int | None = None
-    cbit_pos: int | None = None
-    cbit_source: str | None = None
-
-
-class Guest:
-    """A guest we are attached to (interface; the lead implements it).
-
-    pid, vm_fd: the VMM's process and its VM descriptor.
-    vcpu_indexes: numbers of its vCPUs, ascending.
+    ``no_registers``: why registers cannot be known, or None. ``cr3`` and ``vcpu`` are the user's choices.
     """
 
     pid: int
     vm_fd: int
+    name: str
     sev: SevInfo
     slots: SlotMap
     memory: GuestMemory
-    vcpu_indexes: Sequence[int]
+    vcpus: Sequence[VcpuFd]
+    holder: Holder
+    costs: Callable[[], dict[str, int]]
+    warn: Callable[[str], None]
+    no_registers: str | None = None
+    cr3: int | None = None
+    vcpu: int | None = None
 
-    def registers(self) -> list[VcpuState]:
-        """Registers of every vCPU; RegistersUnavailable on SEV-ES. Read once while the guest is held."""
-        raise NotImplementedError
+
+class Guest:
+    """A guest we are attached to.
+
+    ``pid``, ``vm_fd``: the VMM's process and its VM descriptor. ``vcpu_indexes``: its vCPUs, ascending.
+    Memory is cached only while the guest is held.
+    """
+
+    def __init__(self, parts: GuestParts) -> None:
+        self._parts = parts
+        self.pid = parts.pid
+        self.vm_fd = parts.vm_fd
+        self.name = parts.name
+        self.sev = parts.sev
+        self.slots = parts.slots
+        self.memory = parts.memory
+        self.vcpu_indexes: Sequence[int] = tuple(vcpu.index for vcpu in parts.vcpus)
+        self._depth = 0
+        self._held_ns = 0
+        self._states: list[VcpuState] | None = None
+
+    def stats(self) -> dict[str, int]:
+        """Counts by name: what attaching and reading cost; times end in ``_ns``."""
+        return {**self.memory.counts(), **self._parts.costs(), "held_ns": self._held_ns}
+
+    # ---- standing still
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep the vCPUs from running; nests."""
-        raise NotImplementedError
-        yield
+        """Keep the vCPUs from running; nests. Device models of the VMM may still write guest memory."""
+        if self._depth == 0:
+            self._parts.holder.hold()
+            self.memory.invalidate()
+            self._states = None
+        began = time.monotonic_ns()
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                self._parts.holder.release()
+                self._held_ns += time.monotonic_ns() - began
+
+    def registers(self) -> list[VcpuState]:
+        """Registers of every vCPU, held no longer than reading them takes.
+
+        Read once while the guest is held. Raises RegistersUnavailable where they cannot be known.
+        """
+        if self._parts.no_registers is not None:
+            raise errors.RegistersUnavailable(
+                self._parts.no_registers,
+                help="name the root of the page tables with --cr3 to use virtual addresses",
+            )
+        if self._depth and self._states is not None:
+            return self._states
+        with self.held():
+            self._states = [
+                VcpuState(vcpu.index, vcpu.get_regs(), vcpu.get_sregs()) for vcpu in self._parts.vcpus
+            ]
+        return self._states
+
+    # ---- virtual addresses
 
     def paging(self, vcpu: int | None = None) -> PagingForm:
-        """How this vCPU's (default: ``--vcpu``) tables are read; ``--cr3`` overrides the root."""
-        raise NotImplementedError
+        """How this vCPU's (default: the user's choice, else the first) tables are read; ``--cr3`` overrides.
+
+        Raises RegistersUnavailable, or PlatformUnsupported when an encrypted guest's C-bit is unknown.
+        """
+        cbit_pos = self._cbit_pos()
+        cr3 = self._parts.cr3
+        if self._parts.no_registers is not None and cr3 is not None:
+            self._parts.warn("registers are unknown: reading --cr3 as the root of 4-level tables")
+            return PagingForm(4, root_gpa(cr3, cbit_pos), cbit_pos)
+        state = self._state(self._parts.vcpu if vcpu is None else vcpu)
+        if cr3 is not None:
+            # the user names a long-mode table; only LA57 tells how deep it is
+            levels = 5 if paging_levels_or_zero(state) == 5 else 4
+            return PagingForm(levels, root_gpa(cr3, cbit_pos), cbit_pos)
+        return PagingForm(
+            paging_levels(state.sregs), root_gpa(state.sregs.cr3, cbit_pos), cbit_pos, state.nx_enabled
+        )
+
+    def forms(self) -> list[PagingForm]:
+        """The distinct paging forms of all vCPUs that use long-mode paging (or the one of ``--cr3``)."""
+        if self._parts.cr3 is not None:
+            return [self.paging()]
+        forms: dict[PagingForm, None] = {}
+        for index in self.vcpu_indexes:
+            if paging_levels_or_zero(self._state(index)):
+                forms[self.paging(index)] = None
+        return list(forms)
 
     def translate(self, gva: int, form: PagingForm | None = None) -> Translation:
         """Walk the guest's tables for one address."""
-        raise NotImplementedError
+        from sevkvm.paging.walk import translate
+
+        form = form or self.paging()
+        if form.levels == 0:
+            return self._identity(gva)
+        return translate(self.memory, form, gva)
 
     def read_virtual(self, gva: int, nbytes: int, form: PagingForm | None = None) -> bytes:
         """Exactly nbytes at ``gva``; PageNotPresent or MemoryFault name the first byte that cannot be read."""
-        raise NotImplementedError
+        form = form or self.paging()
+        parts: list[bytes] = []
+        done = 0
+        while done < nbytes:
+            at = gva + done
+            hit = self.translate(at, form)
+            if hit.gpa is None or hit.page_nbytes is None:
+                step = hit.steps[-1] if hit.steps else None
+                raise errors.PageNotPresent(
+                    at,
+                    level=step.level if step else 0,
+                    index=step.index if step else 0,
+                    entry=step.entry if step else 0,
+                    reason=hit.fault or "not-present",
+                )
+            piece = min(nbytes - done, hit.page_nbytes - (at & (hit.page_nbytes - 1)))
+            try:
+                parts.append(self.memory.read(hit.gpa, piece, hit.private))
+            except errors.MemoryFault as fault:
+                raise errors.MemoryFault("gva", at + (fault.address - hit.gpa), reason=str(fault)) from fault
+            done += piece
+        return b"".join(parts)
 
     def read_physical(self, gpa: int, nbytes: int) -> bytes:
-        """Exactly nbytes at ``gpa``, each page read as the guest maps it (private unless known as shared)."""
-        raise NotImplementedError
+        """Exactly nbytes at ``gpa`` as the encrypted guest's private memory; MemoryFault otherwise."""
+        return self.memory.read(gpa, nbytes)
+
+    def _identity(self, gva: int) -> Translation:
+        """Paging off: linear addresses are physical, and an encrypted guest's are all private."""
+        from sevkvm.paging.walk import Translation
+
+        return Translation(
+            gva,
+            gpa=gva,
+            page_nbytes=4096,
+            private=self.sev.encrypted,
+            writable=True,
+            user=True,
+            nx=False,
+            steps=(),
+        )
+
+    def _state(self, index: int | None) -> VcpuState:
+        states = self.registers()
+        if index is None and states:
+            return states[0]
+        for state in states:
+            if state.index == index:
+                return state
+        known = ", ".join(str(number) for number in self.vcpu_indexes) or "none"
+        raise errors.UsageError(f"no vCPU {index}", help=f"this guest's vCPUs: {known}")
+
+    def _cbit_pos(self) -> int | None:
+        if self.sev.encrypted and self.sev.cbit_pos is None:
+            raise errors.PlatformUnsupported(
+                "the position of the C-bit is not known: neither the monitor nor CPUID 8000_001F told it",
+                help="say it with --cbit-pos: 47 on EPYC Naples and Rome, 51 on Milan and Genoa",
+            )
+        return self.sev.cbit_pos if self.sev.encrypted else None
+
+
+def paging_levels_or_zero(state: VcpuState) -> int:
+    """4 or 5 in long mode, 0 in any other mode."""
+    try:
+        return paging_levels(state.sregs)
+    except errors.SevKvmError:
+        return 0

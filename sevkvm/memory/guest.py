@@ -1,0 +1,235 @@
+"""GuestMemory: guest-physical bytes from the right source, each page decrypted at most once.
+
+Small reads and page tables go through a page cache; bulk reads (dumps) use what is cached and do not fill it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from sevkvm import errors
+from sevkvm.abi.x86 import PAGE_MASK, PAGE_NBYTES
+
+if TYPE_CHECKING:
+    from sevkvm.memory.hva import HvaSource
+    from sevkvm.memory.sevdbg import SevDbgSource
+    from sevkvm.memory.source import MemorySource, SlotMap
+
+CACHE_PAGES: Final = 32_768  # 128 MiB at most
+_BULK_NBYTES: Final = 64 * PAGE_NBYTES
+
+_Page = tuple[int, bool]
+
+
+@dataclass
+class MemoryStats:
+    """Counts since attach; ``firmware_commands`` = ``table_commands`` + ``data_commands``."""
+
+    table_commands: int = 0
+    data_commands: int = 0
+    cache_hits: int = 0
+
+    @property
+    def firmware_commands(self) -> int:
+        """Firmware commands in all: one for each page decrypted."""
+        return self.table_commands + self.data_commands
+
+
+class GuestMemory:
+    """Reads ``PhysAddr``: a private page through the firmware, any other as the VMM's mapping holds it.
+
+    Of a guest that is not encrypted, ``private`` means nothing. The cache is right only while the guest stands
+    still: call :meth:`invalidate` when it has run.
+    """
+
+    def __init__(self, slots: SlotMap, shared: HvaSource, private: SevDbgSource | None) -> None:
+        self.slots = slots
+        self._shared = shared
+        self._private = private
+        self._cache: OrderedDict[_Page, bytes] = OrderedDict()
+        self.stats = MemoryStats()
+        self.chunk_nbytes = 2 << 20
+
+    @property
+    def encrypted(self) -> bool:
+        """The guest has private pages."""
+        return self._private is not None
+
+    @property
+    def reason(self) -> str:
+        """Why the last short read was short."""
+        return (self._private.reason if self._private else "") or "no readable memory of the VMM is there"
+
+    def counts(self) -> dict[str, int]:
+        """All counts by name, for ``--stats``."""
+        decrypted = self._private.counters if self._private else None
+        return {
+            "firmware_commands": self.stats.firmware_commands,
+            "table_commands": self.stats.table_commands,
+            "data_commands": self.stats.data_commands,
+            "decrypt_ioctls": decrypted.ioctls if decrypted else 0,
+            "bytes_decrypted": decrypted.nbytes if decrypted else 0,
+            "bytes_copied": self._shared.bytes_copied,
+            "cache_hits": self.stats.cache_hits,
+        }
+
+    def invalidate(self) -> None:
+        """Forget cached pages: the guest has run, or may have."""
+        self._cache.clear()
+
+    def readinto(self, gpa: int, private: bool, buffer: memoryview) -> int:
+        """Fill ``buffer``; the short-read rule. Crosses slots that touch."""
+        if not self.encrypted:
+            private = False
+        done = 0
+        for extent in self.slots.extents(gpa, len(buffer)):
+            if extent.gpa != gpa + done:
+                break
+            piece = buffer[done : done + extent.nbytes]
+            got = self._read_extent(extent.gpa, extent.hva, private, piece)
+            done += got
+            if got < len(piece):
+                break
+        return done
+
+    def read(self, gpa: int, nbytes: int, private: bool = True) -> bytes:
+        """Exactly nbytes, or MemoryFault naming the first gpa that cannot be read."""
+        buffer = bytearray(nbytes)
+        done = self.readinto(gpa, private, memoryview(buffer))
+        if done < nbytes:
+            at = gpa + done
+            reason = "not guest RAM" if self.slots.find(at) is None else self.reason
+            raise errors.MemoryFault("gpa", at, reason=reason)
+        return bytes(buffer)
+
+    def read_tables(self, gpas: Sequence[int]) -> list[bytes | None]:
+        """Whole page-table pages, always as private; None where there is none to read.
+
+        Pages that are neighbours in guest memory are fetched together, and none is fetched twice.
+        """
+        private = self.encrypted
+        missing = sorted({gpa for gpa in gpas if (gpa, private) not in self._cache})
+        self.stats.cache_hits += len(gpas) - len(missing)
+        found: dict[int, bytes] = {}
+        commands = self._commands()
+        for start, nbytes in _runs(missing):
+            for extent in self.slots.extents(start, nbytes):
+                buffer = memoryview(bytearray(extent.nbytes))
+                self._fetch_pages(extent.gpa, extent.hva, private, buffer, found)
+        self.stats.table_commands += self._commands() - commands
+        pages = [found[gpa] if gpa in found else self._cache.get((gpa, private)) for gpa in gpas]
+        for gpa, page in found.items():
+            self._remember((gpa, private), page)
+        return pages
+
+    def _fetch_pages(
+        self, gpa: int, hva: int, private: bool, buffer: memoryview, found: dict[int, bytes]
+    ) -> None:
+        """Read whole pages into ``found``, stepping over those that cannot be read."""
+        at = 0
+        while at < len(buffer):
+            got = self._source(private).readinto(gpa + at, hva + at, buffer[at:]) & ~PAGE_MASK
+            for offset in range(at, at + got, PAGE_NBYTES):
+                found[gpa + offset] = bytes(buffer[offset : offset + PAGE_NBYTES])
+            at += got + PAGE_NBYTES
+
+    def _source(self, private: bool) -> MemorySource:
+        return self._private if private and self._private is not None else self._shared
+
+    def _commands(self) -> int:
+        return self._private.counters.commands if self._private else 0
+
+    def _read_extent(self, gpa: int, hva: int, private: bool, buffer: memoryview) -> int:
+        if not private and len(buffer) >= PAGE_NBYTES:
+            return self._shared.readinto(gpa, hva, buffer)
+        if len(buffer) > _BULK_NBYTES:
+            return self._read_bulk(gpa, hva, private, buffer)
+        commands = self._commands()
+        done = self._read_cached(gpa, hva, private, buffer)
+        self.stats.data_commands += self._commands() - commands
+        return done
+
+    def _read_cached(self, gpa: int, hva: int, private: bool, buffer: memoryview) -> int:
+        """Page by page through the cache; runs of missing pages are fetched together."""
+        first = gpa & ~PAGE_MASK
+        last = (gpa + len(buffer) + PAGE_MASK) & ~PAGE_MASK
+        wanted = range(first, last, PAGE_NBYTES)
+        missing = [page for page in wanted if (page, private) not in self._cache]
+        self.stats.cache_hits += len(wanted) - len(missing)
+        found: dict[int, bytes] = {}
+        for start, nbytes in _runs(missing):
+            run = memoryview(bytearray(nbytes))
+            got = self._source(private).readinto(start, hva + (start - gpa), run)
+            for offset in range(0, got & ~PAGE_MASK, PAGE_NBYTES):
+                found[start + offset] = bytes(run[offset : offset + PAGE_NBYTES])
+            if got < nbytes:
+                break
+        done = 0
+        for page in wanted:
+            data = found[page] if page in found else self._cache.get((page, private))
+            if data is None:
+                break
+            start = max(gpa, page) - page
+            piece = data[start : min(PAGE_NBYTES, gpa + len(buffer) - page)]
+            buffer[done : done + len(piece)] = piece
+            done += len(piece)
+        for page, data in found.items():
+            self._remember((page, private), data)
+        return done
+
+    def _read_bulk(self, gpa: int, hva: int, private: bool, buffer: memoryview) -> int:
+        """What is cached from the cache, the rest straight into the buffer."""
+        commands = self._commands()
+        done = 0
+        for start, nbytes, page in self._split_at_cached(gpa, len(buffer), private):
+            offset = start - gpa
+            if page is not None:
+                within = start & PAGE_MASK
+                buffer[offset : offset + nbytes] = page[within : within + nbytes]
+                self.stats.cache_hits += 1
+                got = nbytes
+            else:
+                got = self._source(private).readinto(start, hva + offset, buffer[offset : offset + nbytes])
+            done += got
+            if got < nbytes:
+                break
+        self.stats.data_commands += self._commands() - commands
+        return done
+
+    def _split_at_cached(self, gpa: int, nbytes: int, private: bool) -> Iterator[tuple[int, int, bytes | None]]:
+        """``[gpa, gpa + nbytes)`` as (gpa, nbytes, cached page or None), in order."""
+        end, start, at = gpa + nbytes, gpa, gpa
+        while at < end:
+            stop = min((at | PAGE_MASK) + 1, end)
+            page = self._cache.get((at & ~PAGE_MASK, private)) if self._cache else None
+            if page is not None:
+                if start < at:
+                    yield start, at - start, None
+                yield at, stop - at, page
+                start = stop
+            at = stop
+        if start < end:
+            yield start, end - start, None
+
+    def _remember(self, key: _Page, page: bytes) -> None:
+        cache = self._cache
+        cache[key] = page
+        cache.move_to_end(key)
+        while len(cache) > CACHE_PAGES:
+            cache.popitem(last=False)
+
+
+def _runs(gpas: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Sorted page addresses as (start, nbytes) of runs that touch."""
+    start = end = -1
+    for gpa in gpas:
+        if gpa != end:
+            if start >= 0:
+                yield start, end - start
+            start = gpa
+        end = gpa + PAGE_NBYTES
+    if start >= 0:
+        yield start, end - start

@@ -1,0 +1,22 @@
+"""Bytes as the VMM's own mapping holds them: shared pages, plain guests; of a private page, ciphertext."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sevkvm.host.port import IoctlPort
+
+
+class HvaSource:
+    """A MemorySource that copies from the VMM's address space."""
+
+    def __init__(self, port: IoctlPort) -> None:
+        self._port = port
+        self.bytes_copied = 0
+
+    def readinto(self, gpa: int, hva: int, buffer: memoryview) -> int:
+        """Copy from ``hva``; the short-read rule."""
+        done = self._port.readinto(hva, buffer)
+        self.bytes_copied += done
+        return done
