@@ -84,8 +84,16 @@ class _Hold:
         self._tids = tids
 
     def hold(self) -> int:
-        """Stop them; how many are held."""
-        return self._deputy.hold(self._tids)
+        """Stop them; how many are held.
+
+        Thread ids from another pid namespace name nobody here: then every thread is held.
+        """
+        if self._tids:
+            held = self._deputy.hold(self._tids)
+            if held == len(self._tids):
+                return held
+            self._deputy.release()
+        return self._deputy.hold()
 
     def release(self) -> None:
         """Let them run."""
@@ -124,9 +132,7 @@ def open_guest(
         vcpus = [] if vm_info.vcpus_ambiguous else _vcpu_fds(port, vm_info)
         if info.encrypted:
             info = _with_cbit(info, options, facts, vcpus, holder)
-        memory = GuestMemory(
-            slots, HvaSource(port), SevDbgSource(vm) if info.encrypted else None
-        )
+        memory = GuestMemory(slots, HvaSource(port), SevDbgSource(vm) if info.encrypted else None)
         yield Guest(
             GuestParts(
                 pid=vm_info.pid,
@@ -280,7 +286,11 @@ def _slot_map(
 
 
 def _with_cbit(
-    info: SevInfo, options: AttachOptions, facts: _MonitorFacts, vcpus: Sequence[VcpuFd], holder: _Hold | _NoHold
+    info: SevInfo,
+    options: AttachOptions,
+    facts: _MonitorFacts,
+    vcpus: Sequence[VcpuFd],
+    holder: _Hold | _NoHold,
 ) -> SevInfo:
     """The C-bit position, from whoever knows it first; unknown stays None and is refused where it is needed."""
     if options.cbit_pos is not None:

@@ -199,7 +199,9 @@ class GuestMemory:
         self.stats.data_commands += self._commands() - commands
         return done
 
-    def _split_at_cached(self, gpa: int, nbytes: int, private: bool) -> Iterator[tuple[int, int, bytes | None]]:
+    def _split_at_cached(
+        self, gpa: int, nbytes: int, private: bool
+    ) -> Iterator[tuple[int, int, bytes | None]]:
         """``[gpa, gpa + nbytes)`` as (gpa, nbytes, cached page or None), in order."""
         end, start, at = gpa + nbytes, gpa, gpa
         while at < end:

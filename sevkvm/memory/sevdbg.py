@@ -25,7 +25,9 @@ _FIRST_CHUNK_NBYTES: Final = 16 * PAGE_NBYTES
 
 # A page that cannot be pinned, or that the firmware will not read, is a hole; anything else is an error.
 _HOLE_ERRNOS: Final = frozenset({errno.ENOMEM, errno.EFAULT, errno.EINVAL})
-_HOLE_STATUSES: Final = frozenset({FwStatus.INVALID_ADDRESS, FwStatus.INVALID_PAGE_STATE, FwStatus.INVALID_PAGE_OWNER})
+_HOLE_STATUSES: Final = frozenset(
+    {FwStatus.INVALID_ADDRESS, FwStatus.INVALID_PAGE_STATE, FwStatus.INVALID_PAGE_OWNER}
+)
 
 
 @dataclass
