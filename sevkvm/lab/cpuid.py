@@ -78,17 +78,15 @@ class GuestCpu:
 
         Physical addresses must be wide enough for the C-bit, or KVM refuses a CR3 that has it.
         """
-        changed = {entry.function: entry for entry in offered if entry.index == 0}
-        features = changed.get(_LEAF_FEATURES)
-        if features:
-            changed[_LEAF_FEATURES] = replace(features, ebx=features.ebx & 0x00FF_FFFF | vcpu << 24)
-        if self.cbit_pos is not None:
-            top = _find(offered, _LEAF_EXTENDED_MAX)
-            changed[_LEAF_EXTENDED_MAX] = replace(top, eax=max(top.eax, sev.CPUID_LEAF))
-            sizes = _find(offered, _LEAF_ADDRESS_SIZES)
-            width = max(sizes.eax & 0xFF, self.cbit_pos + 1)
-            changed[_LEAF_ADDRESS_SIZES] = replace(sizes, eax=sizes.eax & ~0xFF | width)
-            changed[sev.CPUID_LEAF] = kvm.CpuidEntry(
+        entries = [_with_apic_id(entry, vcpu) for entry in offered]
+        if self.cbit_pos is None:
+            return entries
+        top, sizes = _find(offered, _LEAF_EXTENDED_MAX), _find(offered, _LEAF_ADDRESS_SIZES)
+        width = max(sizes.eax & 0xFF, self.cbit_pos + 1)
+        own = [
+            replace(top, eax=max(top.eax, sev.CPUID_LEAF)),
+            replace(sizes, eax=sizes.eax & ~0xFF | width),
+            kvm.CpuidEntry(
                 sev.CPUID_LEAF,
                 index=0,
                 flags=0,
@@ -96,10 +94,15 @@ class GuestCpu:
                 ebx=self.cbit_pos | _REDUCED_PHYS_BITS << 6,
                 ecx=0,
                 edx=0,
-            )
-        others = [
-            replace(entry, edx=vcpu) if entry.function == _LEAF_TOPOLOGY else entry
-            for entry in offered
-            if entry.index != 0
+            ),
         ]
-        return sorted([*changed.values(), *others], key=lambda entry: (entry.function, entry.index))
+        replaced = {entry.function for entry in own}
+        return [entry for entry in entries if entry.function not in replaced] + own
+
+
+def _with_apic_id(entry: kvm.CpuidEntry, vcpu: int) -> kvm.CpuidEntry:
+    if entry.function == _LEAF_FEATURES:
+        return replace(entry, ebx=entry.ebx & 0x00FF_FFFF | vcpu << 24)
+    if entry.function == _LEAF_TOPOLOGY:
+        return replace(entry, edx=vcpu)
+    return entry
