@@ -1,0 +1,125 @@
+"""Move guest memory into a sink along a layout; what cannot be read becomes a hole, never an invention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from sevkvm.abi import x86
+from sevkvm.dump.pieces import Hole, HoleReason, Piece
+from sevkvm.dump.reader import PageMap, PageReader
+
+if TYPE_CHECKING:
+    from sevkvm.dump.plan import Layout
+    from sevkvm.dump.reader import Memory
+    from sevkvm.dump.sink import Sink
+
+Progress = Callable[[int, int], None]
+"""Called with guest bytes dealt with (read or given up) and their total."""
+
+_ZERO_BLOCK = bytes(x86.PAGE_NBYTES)
+_ZERO_SPAN = bytes(64 * x86.PAGE_NBYTES)
+
+
+class Copier:
+    """One dump's copy loop. ``copied_nbytes`` counts what was read; ``holes`` what was not, ascending."""
+
+    def __init__(self, memory: Memory, page_map: PageMap, sink: Sink, progress: Progress | None) -> None:
+        self._reader = PageReader(memory)
+        self._page_map = page_map
+        self._sink = sink
+        self._progress = progress
+        self._done = 0
+        self._total = 0
+        self.copied_nbytes = 0
+        self.holes: list[Hole] = []
+
+    def copy(self, layout: Layout) -> None:
+        """Write every piece at its offset and end the file at the layout's size."""
+        self._total = layout.copied_nbytes
+        for placed in layout.placed:
+            self._sink.skip(placed.offset - self._sink.offset)
+            self._copy_piece(placed.piece)
+        self._sink.skip(layout.nbytes - self._sink.offset)
+
+    def _copy_piece(self, piece: Piece) -> None:
+        at = piece.gpa
+        to_address = piece.address - piece.gpa
+        for gpa, nbytes, private in self._runs(piece):
+            if gpa > at:
+                self._hole(at + to_address, gpa - at, HoleReason.SKIPPED)
+            self._copy_run(gpa, gpa + nbytes, private, to_address)
+            at = gpa + nbytes
+        if at < piece.gpa + piece.nbytes:
+            self._hole(at + to_address, piece.gpa + piece.nbytes - at, HoleReason.SKIPPED)
+
+    def _runs(self, piece: Piece) -> Iterator[tuple[int, int, bool]]:
+        if piece.private is not None:
+            yield piece.gpa, piece.nbytes, piece.private
+            return
+        end = piece.gpa + piece.nbytes
+        for gpa, nbytes, private, _kind in self._page_map.runs(piece.gpa, end):
+            start, stop = max(gpa, piece.gpa), min(gpa + nbytes, end)
+            if start < stop:
+                yield start, stop - start, private
+
+    def _copy_run(self, gpa: int, end: int, private: bool, to_address: int) -> None:
+        reader = self._reader
+        while gpa < end:
+            want = min(end - gpa, len(reader.buffer))
+            got = reader.read(gpa, want, private)
+            self._deliver(got)
+            gpa += got
+            if got == want:
+                continue
+            resume, every_page_tried = reader.next_readable(gpa, end, private)
+            reason = HoleReason.UNREADABLE if every_page_tried else HoleReason.UNREADABLE_SAMPLED
+            self._hole(gpa + to_address, resume - gpa, reason)
+            gpa = resume
+
+    def _deliver(self, nbytes: int) -> None:
+        """Write the first bytes of the buffer, leaving out blocks that were read as zero."""
+        view = memoryview(self._reader.buffer)
+        for start, stop, zero in _zero_runs(self._reader.buffer, nbytes):
+            if zero:
+                self._sink.skip(stop - start)
+            else:
+                self._sink.write(view[start:stop])
+        self.copied_nbytes += nbytes
+        self._advance(nbytes)
+
+    def _hole(self, address: int, nbytes: int, reason: HoleReason) -> None:
+        self._sink.skip(nbytes)
+        last = self.holes[-1] if self.holes else None
+        if last is not None and last.address + last.nbytes == address and last.reason == reason:
+            self.holes[-1] = Hole(last.address, last.nbytes + nbytes, reason)
+        else:
+            self.holes.append(Hole(address, nbytes, reason))
+        self._advance(nbytes)
+
+    def _advance(self, nbytes: int) -> None:
+        self._done += nbytes
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+def _zero_runs(buffer: bytearray, nbytes: int) -> Iterator[tuple[int, int, bool]]:
+    """Split ``[0, nbytes)`` into runs of ``(start, stop, all zero)``, in whole blocks but for the last one.
+
+    ``startswith`` at an offset is memcmp without a copy.
+    """
+    start = at = 0
+    zero = False
+    while at < nbytes:
+        for block in (_ZERO_SPAN, _ZERO_BLOCK):
+            block_is_zero = at + len(block) <= nbytes and buffer.startswith(block, at)
+            if block_is_zero:
+                break
+        step = min(len(block), nbytes - at)
+        if block_is_zero != zero:
+            if at > start:
+                yield start, at, zero
+            start, zero = at, block_is_zero
+        at += step
+    if at > start:
+        yield start, at, zero

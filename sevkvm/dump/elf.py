@@ -1,0 +1,53 @@
+"""ELF cores as QEMU writes them: p_vaddr = p_paddr = gpa, or p_vaddr = gva in a dump of virtual memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from sevkvm.abi import elf
+from sevkvm.dump.plan import SPARE_PHDRS, Layout, Placed, cut, elf_layout, merge_placed, notes_offset
+
+if TYPE_CHECKING:
+    from sevkvm.dump.pieces import Hole, Piece
+    from sevkvm.dump.sink import Sink
+
+
+class ElfWriter:
+    """Headers first, as if all could be read; rewritten at the end if some could not and the sink can seek."""
+
+    def __init__(self, pieces: list[Piece], holes: list[Hole], notes: bytes) -> None:
+        self.layout: Layout = elf_layout(pieces, holes, len(notes))
+        self._notes = notes
+        self._nphdrs = 1 + len(merge_placed(self.layout.placed))
+        self._notes_offset = notes_offset(self._nphdrs)
+
+    def begin(self, sink: Sink) -> None:
+        """ELF header, program headers, notes."""
+        sink.write(self._headers([]))
+        sink.skip(self._notes_offset - sink.offset)
+        sink.write(self._notes)
+
+    def finish(self, sink: Sink, lost: list[Hole]) -> list[Hole]:
+        """Leave ``lost`` out of every segment, the largest first while program headers last.
+
+        Returns ``lost`` with ``zero_filled`` where a segment had to keep it, which on a pipe is everywhere.
+        """
+        if not lost:
+            return lost
+        room = min(SPARE_PHDRS, elf.MAX_PHDRS - self._nphdrs) if sink.seekable else 0
+        by_size = sorted(lost, key=lambda hole: hole.nbytes, reverse=True)
+        left_out = sorted(by_size[:room])
+        if left_out:
+            sink.rewrite(0, self._headers(left_out))
+        kept_out = set(left_out)
+        return [hole if hole in kept_out else replace(hole, zero_filled=True) for hole in lost]
+
+    def _headers(self, lost: list[Hole]) -> bytes:
+        note = elf.Phdr(elf.PT_NOTE, self._notes_offset, 0, 0, len(self._notes))
+        return elf.core_headers([note, *map(_load, merge_placed(cut(self.layout.placed, lost)))])
+
+
+def _load(segment: Placed) -> elf.Phdr:
+    piece = segment.piece
+    return elf.Phdr(elf.PT_LOAD, segment.offset, piece.address, piece.gpa, piece.nbytes)

@@ -1,0 +1,137 @@
+"""One dump from start to end: what to read, in which format, to which target, and what came of it."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from sevkvm import errors
+from sevkvm.dump.copy import Copier, Progress
+from sevkvm.dump.elf import ElfWriter
+from sevkvm.dump.notes import core_notes
+from sevkvm.dump.pieces import Hole, HoleReason, Piece, physical_pieces, virtual_pieces, whole_ram
+from sevkvm.dump.plan import DumpFormat, Layout, Placed, merge_placed
+from sevkvm.dump.raw import RawWriter
+from sevkvm.dump.virtual import mapped_pieces
+
+if TYPE_CHECKING:
+    from sevkvm.dump.output import Target
+    from sevkvm.dump.reader import DumpSource, PageMap
+    from sevkvm.dump.sink import Sink
+    from sevkvm.vcpu import VcpuState
+
+
+@dataclass(frozen=True)
+class DumpOptions:
+    """What to dump. ``gpa`` or ``gva`` is a half-open range; neither means all guest memory.
+
+    live: let the vCPUs run meanwhile; the file then shows no single moment.
+    """
+
+    format: DumpFormat = DumpFormat.RAW
+    gpa: tuple[int, int] | None = None
+    gva: tuple[int, int] | None = None
+    live: bool = False
+
+
+@dataclass(frozen=True)
+class DumpResult:
+    """What the file holds. ``ranges`` are as planned, with their place in the file; ``holes`` what is missing.
+
+    registers_missing: why an ELF file has no registers, or None.
+    """
+
+    format: DumpFormat
+    file_nbytes: int
+    copied_nbytes: int
+    ranges: tuple[Placed, ...]
+    holes: tuple[Hole, ...]
+    vcpus: int
+    registers_missing: str | None
+    live: bool
+
+    @property
+    def complete(self) -> bool:
+        """Every byte that was asked for and is guest memory is in the file; else the exit code is 6."""
+        return all(hole.reason is HoleReason.NOT_RAM for hole in self.holes)
+
+
+class Writer(Protocol):
+    """One file format: a layout, what comes before the memory, and what its end needs."""
+
+    layout: Layout
+
+    def begin(self, sink: Sink) -> None:
+        """Write what precedes guest memory."""
+        ...
+
+    def finish(self, sink: Sink, lost: list[Hole]) -> list[Hole]:
+        """Complete the file; return ``lost`` with what became of each hole."""
+        ...
+
+
+def dump_guest(
+    guest: DumpSource,
+    options: DumpOptions,
+    page_map: PageMap,
+    target: Target,
+    progress: Progress | None = None,
+) -> DumpResult:
+    """Dump guest memory into ``target``.
+
+    Unreadable pages become holes of the result; UsageError, before the target is opened, when the range holds no
+    guest memory. Whatever else is raised (firmware refusal, VMM gone, disk full) leaves no file behind.
+    """
+    with nullcontext() if options.live else guest.held():
+        start, end, pieces, holes = _select(guest, options)
+        states, registers_missing = _registers(guest, options.format)
+        writer = _writer(options.format, pieces, holes, start, end, states)
+        with target.open(writer.layout.nbytes) as sink:
+            writer.begin(sink)
+            copier = Copier(guest.memory, page_map, sink, progress)
+            copier.copy(writer.layout)
+            lost = writer.finish(sink, copier.holes)
+    return DumpResult(
+        options.format,
+        writer.layout.nbytes,
+        copier.copied_nbytes,
+        tuple(merge_placed(writer.layout.placed)),
+        tuple(sorted([*writer.layout.holes, *lost])),
+        len(states),
+        registers_missing,
+        options.live,
+    )
+
+
+def _select(guest: DumpSource, options: DumpOptions) -> tuple[int, int, list[Piece], list[Hole]]:
+    if options.gva is None:
+        start, end = options.gpa or whole_ram(guest.slots)
+        return start, end, *physical_pieces(guest.slots, start, end)
+    if options.gpa is not None:
+        raise errors.UsageError("--gpa and --gva exclude each other")
+    start, end = options.gva
+    mapped = mapped_pieces(guest.translate, start, end)
+    return start, end, *virtual_pieces(mapped, guest.slots, start, end)
+
+
+def _registers(guest: DumpSource, file_format: DumpFormat) -> tuple[list[VcpuState], str | None]:
+    if file_format is DumpFormat.RAW:
+        return [], None
+    try:
+        return guest.registers(), None
+    except errors.RegistersUnavailable as reason:
+        return [], reason.message
+
+
+def _writer(
+    file_format: DumpFormat,
+    pieces: list[Piece],
+    holes: list[Hole],
+    start: int,
+    end: int,
+    states: list[VcpuState],
+) -> Writer:
+    if file_format is DumpFormat.ELF:
+        return ElfWriter(pieces, holes, core_notes(states))
+    return RawWriter(pieces, holes, start, end)

@@ -1,0 +1,24 @@
+"""The notes of a core file, from the registers of a guest's vCPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from sevkvm.abi import elf
+
+if TYPE_CHECKING:
+    from sevkvm.vcpu import VcpuState
+
+
+def core_notes(states: Sequence[VcpuState]) -> bytes:
+    """NT_PRSTATUS of every vCPU, then the ``QEMU`` note of every vCPU; empty when no registers are known.
+
+    Thread numbers are vCPU index + 1, as in QEMU's cores: a debugger takes thread 0 for none.
+    """
+    prstatus = [
+        elf.pack_note(b"CORE", elf.NT_PRSTATUS, elf.pack_prstatus(state.index + 1, state.regs, state.sregs))
+        for state in states
+    ]
+    qemu = [elf.pack_note(b"QEMU", 0, elf.pack_qemu_state(state.regs, state.sregs)) for state in states]
+    return b"".join(prstatus + qemu)

@@ -1,0 +1,131 @@
+"""Which guest memory a dump shall hold, and what it cannot. Pure.
+
+Every KVM slot counts as guest memory, read-only ones (firmware ROM) included: they are what the guest sees at
+these addresses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from sevkvm import errors
+
+if TYPE_CHECKING:
+    from sevkvm.memory.source import SlotMap
+
+
+class HoleReason(str, Enum):
+    """Why bytes are missing. ``not-ram`` is the machine's own layout; the others are losses."""
+
+    NOT_RAM = "not-ram"
+    NOT_MAPPED = "not-mapped"
+    UNREADABLE = "unreadable"
+    UNREADABLE_SAMPLED = "unreadable-sampled"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Hole:
+    """``nbytes`` at ``address`` (gpa, or gva in a dump of virtual memory) that are not in the file.
+
+    ``unreadable-sampled``: only some of the pages were tried, and all of these failed.
+    ``zero_filled``: an ELF segment shows zeros there, because no program header was left to leave it out.
+    """
+
+    address: int
+    nbytes: int
+    reason: HoleReason
+    zero_filled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Guest memory that the file shall hold, inside one slot.
+
+    address: what a reader of the dump asks for, a gpa or a gva. private: None means that the page map knows.
+    """
+
+    address: int
+    gpa: int
+    nbytes: int
+    private: bool | None = None
+
+    @property
+    def end(self) -> int:
+        """First address past the piece."""
+        return self.address + self.nbytes
+
+
+def whole_ram(slots: SlotMap) -> tuple[int, int]:
+    """From the first byte of the first slot to the end of the last."""
+    if not len(slots):
+        raise errors.UsageError("the VM has no memory slots", help="name them with --slot GPA:SIZE:HVA")
+    return slots.slots[0].gpa, slots.slots[-1].end
+
+
+def physical_pieces(slots: SlotMap, start: int, end: int) -> tuple[list[Piece], list[Hole]]:
+    """The guest memory in gpa ``[start, end)``, a piece a slot, and the rest; UsageError when there is none."""
+    _check_range(start, end)
+    pieces = [Piece(extent.gpa, extent.gpa, extent.nbytes) for extent in slots.extents(start, end - start)]
+    if not pieces:
+        raise errors.UsageError(
+            f"no guest memory in gpa 0x{start:x}:0x{end:x}",
+            help="`sevkvm status` lists the guest's memory slots",
+        )
+    return pieces, gaps(pieces, start, end, HoleReason.NOT_RAM)
+
+
+def virtual_pieces(
+    mapped: Iterable[Piece], slots: SlotMap, start: int, end: int
+) -> tuple[list[Piece], list[Hole]]:
+    """Mappings (``address`` is the gva, ascending, not overlapping) cut to gva ``[start, end)`` and to slots."""
+    _check_range(start, end)
+    pieces: list[Piece] = []
+    holes: list[Hole] = []
+    at = start
+    for mapping in mapped:
+        low, high = max(mapping.address, start), min(mapping.end, end)
+        if low >= high:
+            continue
+        if low > at:
+            holes.append(Hole(at, low - at, HoleReason.NOT_MAPPED))
+        offset = mapping.address - mapping.gpa
+        found = [
+            Piece(extent.gpa + offset, extent.gpa, extent.nbytes, mapping.private)
+            for extent in slots.extents(low - offset, high - low)
+        ]
+        holes += gaps(found, low, high, HoleReason.NOT_RAM)
+        pieces += found
+        at = high
+    if at < end:
+        holes.append(Hole(at, end - at, HoleReason.NOT_MAPPED))
+    if not pieces:
+        raise errors.UsageError(
+            f"nothing in gva 0x{start:x}:0x{end:x} is mapped to guest memory",
+            help="`sevkvm translate -v GVA` shows where the page tables end",
+        )
+    return pieces, holes
+
+
+def gaps(pieces: Iterable[Piece], start: int, end: int, reason: HoleReason) -> list[Hole]:
+    """What lies between ascending pieces within ``[start, end)``."""
+    found = []
+    at = start
+    for piece in pieces:
+        if piece.address > at:
+            found.append(Hole(at, piece.address - at, reason))
+        at = max(at, piece.end)
+    if at < end:
+        found.append(Hole(at, end - at, reason))
+    return found
+
+
+def _check_range(start: int, end: int) -> None:
+    if not 0 <= start < end <= 1 << 64:
+        raise errors.UsageError(
+            f"range 0x{start:x}:0x{end:x} is empty or too large",
+            help="ranges are START:END, END is the first address not wanted",
+        )

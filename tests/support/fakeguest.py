@@ -1,0 +1,145 @@
+"""A guest made of bytes: what a dump and an examine command need of one, and nothing of the host.
+
+guest = FakeGuest({0: bytes(0x10000), 0x100000: b"..."}, bad_pages={0x3000})
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from sevkvm import errors
+from sevkvm.abi.kvm import Dtable, Regs, Segment, Sregs
+from sevkvm.memory.source import Slot, SlotMap
+from sevkvm.paging.walk import Translation, WalkStep
+from sevkvm.vcpu import VcpuState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PAGE = 4096
+
+
+class FakeMemory:
+    """Reads that follow the short-read rule. Private reads give the bytes xor 0xff: a mix-up shows."""
+
+    def __init__(self, ram: Mapping[int, bytes], slots: SlotMap, bad_pages: Iterable[int]) -> None:
+        self.chunk_nbytes = 8 * PAGE
+        self.bad_pages = set(bad_pages)
+        self.reads = 0
+        self.raises_on_fault = False
+        self.on_read: Callable[[int], None] = lambda gpa: None
+        self._ram = ram
+        self._slots = slots
+
+    def readinto(self, gpa: int, private: bool, buffer: memoryview) -> int:
+        """See ``sevkvm.memory.source``."""
+        self.reads += 1
+        self.on_read(gpa)
+        slot = self._slots.find(gpa)
+        if slot is None:
+            return 0
+        want = min(len(buffer), slot.end - gpa)
+        for page in range(gpa & -PAGE, gpa + want, PAGE):
+            if page in self.bad_pages:
+                if self.raises_on_fault:
+                    raise errors.MemoryFault("gpa", page)
+                want = max(page - gpa, 0)
+                break
+        data = self._ram[slot.gpa][gpa - slot.gpa : gpa - slot.gpa + want]
+        buffer[:want] = bytes(byte ^ 0xFF for byte in data) if private else data
+        return want
+
+
+@dataclass
+class FakeGuest:
+    """``ram``: gpa of a slot to its bytes. ``mappings``: gva of a 4 KiB page to (gpa, private)."""
+
+    ram: Mapping[int, bytes]
+    bad_pages: Iterable[int] = ()
+    states: list[VcpuState] | None = None
+    mappings: Mapping[int, tuple[int, bool]] = field(default_factory=dict)
+    hold_count: int = 0
+
+    def __post_init__(self) -> None:
+        self.slots = SlotMap(Slot(gpa, len(data), 0x7F00_0000_0000 + gpa) for gpa, data in self.ram.items())
+        self.memory = FakeMemory(self.ram, self.slots, self.bad_pages)
+
+    def registers(self) -> list[VcpuState]:
+        """The states, or what an SEV-ES guest answers."""
+        if self.states is None:
+            raise errors.RegistersUnavailable("registers are encrypted (SEV-ES)")
+        return self.states
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Count only."""
+        self.hold_count += 1
+        yield
+
+    def translate(self, gva: int) -> Translation:
+        """4 KiB pages; a miss is missing at the lowest level."""
+        entry = self.mappings.get(gva & -PAGE)
+        step = WalkStep(1, 0x1000, gva >> 12 & 0x1FF, 0, False)
+        if entry is None:
+            return Translation(gva, None, None, False, False, False, False, (step,), "not-present")
+        gpa, private = entry
+        return Translation(gva, gpa | gva & 0xFFF, PAGE, private, True, False, False, (step,))
+
+
+class UniformPages:
+    """A page map for a guest whose pages are all private, or none."""
+
+    def __init__(self, private: bool = False) -> None:
+        self.private = private
+
+    def runs(self, start: int, end: int) -> Iterator[tuple[int, int, bool, str]]:
+        """One run."""
+        yield start, end - start, self.private, "all"
+
+
+class ListedPages:
+    """A page map from a list of runs."""
+
+    def __init__(self, *runs: tuple[int, int, bool, str]) -> None:
+        self._runs = runs
+
+    def runs(self, start: int, end: int) -> Iterator[tuple[int, int, bool, str]]:
+        """The runs that touch ``[start, end)``, uncut."""
+        return iter(run for run in self._runs if run[0] < end and run[0] + run[1] > start)
+
+
+def pattern(nbytes: int, seed: int = 1) -> bytes:
+    """Bytes that differ from page to page and are never a whole zero block."""
+    page = bytes((7 * at + 3) & 0xFF or 1 for at in range(PAGE))
+    return b"".join(
+        (seed * 1_000_003 + number).to_bytes(8, "little") + page[8:] for number in range(nbytes // PAGE)
+    )
+
+
+def vcpu_state(index: int) -> VcpuState:
+    """Registers that are all different, also from one vCPU to the next."""
+    base = 0x1000 * (index + 1)
+    regs = Regs(*(base + number for number in range(18)))
+    segments = [
+        Segment(base=base + 0x100 + n, limit=0xFFFFF, selector=8 * n + 8, type=11, present=1, s=1, l=1, g=1)
+        for n in range(8)
+    ]
+    return VcpuState(
+        index,
+        regs,
+        Sregs(
+            *segments,
+            gdt=Dtable(base + 0x200, 0x7F),
+            idt=Dtable(base + 0x300, 0xFFF),
+            cr0=0x80050033,
+            cr2=base + 0x400,
+            cr3=base + 0x8_0000_0000_0500,
+            cr4=0x6F0,
+            cr8=0,
+            efer=0xD01,
+            apic_base=0xFEE00900,
+        ),
+    )
