@@ -1,0 +1,131 @@
+"""The options shared by every command that needs a guest, and the session they open."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sevkvm.cli.command import SectionOption
+from sevkvm.cli.run import say, warn
+from sevkvm.cli.values import ADDRESS, number
+
+if TYPE_CHECKING:
+    from sevkvm.guest import Guest
+
+_MOST_PID = 1 << 22  # PID_MAX_LIMIT of include/linux/threads.h
+_MOST_FD = (1 << 31) - 1
+_MOST_VCPU = 4095
+
+
+class GuestSession:
+    """What the guest options said: opens the guest, keeps what it cost.
+
+    ``stats`` is filled when the guest is left; ``with_stats`` is whether ``--stats`` was given.
+    """
+
+    def __init__(self, arguments: dict[str, Any], with_stats: bool) -> None:
+        self.arguments = arguments
+        self.with_stats = with_stats
+        self.stats: dict[str, int] | None = None
+        self._told = False
+
+    @contextmanager
+    def open(self, *, need_debug: bool = True) -> Iterator[Guest]:
+        """Attach and yield the Guest. Render after leaving: a slow reader must not hold up the VMM."""
+        from sevkvm import attach
+
+        options = attach.AttachOptions(**self.arguments)
+        with attach.open_guest(options, warn=warn, need_debug=need_debug) as guest:
+            try:
+                yield guest
+            finally:
+                self.stats = guest.stats()
+
+    def add_stats(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """Put the counts into a JSON object, under ``stats``, if ``--stats`` asks for them."""
+        if self.with_stats and self.stats is not None:
+            answer["stats"] = self.stats
+            self._told = True
+        return answer
+
+    def tell_stats(self) -> None:
+        """Print the counts on stderr, unless a JSON object has carried them: one line, NAME=NUMBER each."""
+        if self.with_stats and self.stats is not None and not self._told:
+            say("stats: " + " ".join(f"{name}={value}" for name, value in self.stats.items()))
+
+
+def _guest_option(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(*names, cls=SectionOption, section="Which guest, and how to reach it", **settings)
+
+
+def complete_pid(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Processes that hold a KVM VM, for the shell's completion."""
+    from sevkvm.cli.complete import vmm_pids
+
+    return [pid for pid in vmm_pids() if pid.startswith(incomplete)]
+
+
+_OPTIONS = (
+    _guest_option(
+        "--pid",
+        type=number(1, _MOST_PID),
+        metavar="PID",
+        shell_complete=complete_pid,
+        help="The VMM's process.",
+    ),
+    _guest_option(
+        "--vm-fd",
+        type=number(0, _MOST_FD),
+        metavar="N",
+        help="The VM's descriptor there; without --pid, one this process inherited, or the only VM's here.",
+    ),
+    _guest_option("--qmp", metavar="SOCKET", type=click.Path(), help="The VMM's QMP monitor (UNIX socket)."),
+    _guest_option("--libvirt", metavar="DOMAIN", help="Ask the monitor through virsh."),
+    _guest_option(
+        "--slot",
+        "slots",
+        multiple=True,
+        metavar="GPA:SIZE:HVA",
+        help="Guest RAM in the VMM's memory; repeatable.",
+    ),
+    _guest_option(
+        "--cbit-pos", type=number(12, 51), metavar="N", help="The C-bit's position in page-table entries."
+    ),
+    _guest_option(
+        "--cr3", type=ADDRESS, metavar="ADDR", help="Root of the page tables, instead of a vCPU's CR3."
+    ),
+    _guest_option("--vcpu", type=number(0, _MOST_VCPU), metavar="N", help="Use this vCPU's registers."),
+    _guest_option(
+        "--timeout",
+        type=click.FloatRange(min=0, min_open=True, max=3600),
+        default=5.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="Longest wait for the VMM or its monitor.",
+    ),
+    _guest_option("--stats", "with_stats", is_flag=True, help="Tell what it cost, on stderr at the end."),
+)
+_NAMES = ("pid", "vm_fd", "qmp", "libvirt", "slots", "cbit_pos", "cr3", "vcpu", "timeout")
+
+
+def guest_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the guest options; it gets them as its argument ``session``."""
+
+    @functools.wraps(function)
+    def wrapper(**settings: Any) -> Any:
+        arguments = {name: settings.pop(name) for name in _NAMES}
+        session = GuestSession(arguments, settings.pop("with_stats"))
+        # also when the command fails: the counts then say how far it came
+        click.get_current_context().call_on_close(session.tell_stats)
+        return function(session=session, **settings)
+
+    for option in reversed(_OPTIONS):
+        wrapper = option(wrapper)
+    return wrapper
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/json.md).")

@@ -1,0 +1,48 @@
+"""SIGINT, SIGTERM and SIGHUP unwind every ``with`` on the way out, so that the VMM is left as it was found."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Raised in the main thread by the first of our signals.
+
+    A KeyboardInterrupt, because asyncio lets that class pass where it would log and drop another.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+    @property
+    def exit_status(self) -> int:
+        """128 + the signal, as shells report it: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
+        return 128 + self.signum
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    # A second signal must not cut the unwinding short: that would leave something behind in the VMM.
+    # The unwinding is bounded by the timeouts of what it does.
+    for other in _SIGNALS:
+        signal.signal(other, signal.SIG_IGN)
+    raise Interrupted(signum)
+
+
+@contextmanager
+def unwinding_signals() -> Iterator[None]:
+    """Turn the signals into Interrupted; one that our parent had ignored (nohup) stays ignored."""
+    previous = {signum: signal.getsignal(signum) for signum in _SIGNALS}
+    for signum, handler in previous.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(signum, _interrupt)
+    try:
+        yield
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
