@@ -15,7 +15,8 @@ from sevkvm.lab import lifetime
 from sevkvm.lab.cpuid import host_cbit_position
 from sevkvm.lab.demo import DemoOptions, demo_image
 from sevkvm.lab.ioctl import START_HELP
-from sevkvm.lab.vmm import Backing, LaunchOptions, launched
+from sevkvm.lab.ram import Backing
+from sevkvm.lab.vmm import LaunchOptions, launched
 
 if TYPE_CHECKING:
     from sevkvm.lab.image import Image

@@ -19,7 +19,8 @@ from typing import Final
 
 from sevkvm import errors
 from sevkvm.abi import x86
-from sevkvm.lab.image import Image, Landmark, Miss, Region, Slot, tile
+from sevkvm.lab.expected import Miss
+from sevkvm.lab.image import Image, Landmark, Region, Slot, tile
 from sevkvm.lab.tables import TableBuilder
 from sevkvm.lab.vcpus import GDT, long_mode_vcpu
 

@@ -13,29 +13,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from sevkvm.abi.x86 import PAGE_MASK, PAGE_NBYTES
+from sevkvm.lab.pattern import pattern
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from sevkvm.abi.kvm import Regs, Sregs
+    from sevkvm.lab.expected import Mapping, Miss
 
 Buffer: TypeAlias = bytes | bytearray | memoryview | mmap.mmap
 
 CHUNK_NBYTES: Final = 1 << 20
-PATTERN_END: Final = 1 << 40  # the pattern has room for ten hexadecimal digits
-
-_BLOCK_OFFSETS = [b"%03x" % offset for offset in range(0, PAGE_NBYTES, 16)]
-
-
-def pattern(gpa: int, nbytes: int) -> bytes:
-    """Whole pages in which every 16-byte block says its own address: ``gpa=0x0000100010``."""
-    if (gpa | nbytes) & PAGE_MASK or gpa + nbytes > PATTERN_END:
-        raise ValueError("a pattern covers whole pages below 1 TiB")
-    pages = []
-    for number in range(gpa // PAGE_NBYTES, (gpa + nbytes) // PAGE_NBYTES):
-        prefix = b"gpa=0x%07x" % number
-        pages.append(prefix + prefix.join(_BLOCK_OFFSETS))
-    return b"".join(pages)
 
 
 @dataclass(frozen=True, order=True)
@@ -55,7 +43,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Region:
-    """Whole pages of known contents. ``private``: encrypted at launch. ``data`` None means :func:`pattern`.
+    """Whole pages of known contents. ``private``: encrypted at launch. ``data`` None means :mod:`sevkvm.lab.pattern`.
 
     ``data`` may be any large buffer, a mapped file for instance; it is only read, piece by piece.
     """
@@ -78,30 +66,6 @@ class Region:
         start = gpa & ~PAGE_MASK
         end = -(-(gpa + nbytes) // PAGE_NBYTES) * PAGE_NBYTES
         return pattern(start, end - start)[gpa - start : gpa - start + nbytes]
-
-
-@dataclass(frozen=True)
-class Mapping:
-    """One leaf of the guest's page tables: what a right translation of ``gva`` says.
-
-    ``writable`` and ``user`` are and-ed over all levels, ``nx`` is or-ed.
-    """
-
-    gva: int
-    gpa: int
-    page_nbytes: int
-    private: bool
-    writable: bool
-    user: bool
-    nx: bool
-
-
-@dataclass(frozen=True)
-class Miss:
-    """A ``gva`` that nothing maps; ``level`` (5 = PML5 ... 1 = PT) is where its walk ends."""
-
-    gva: int
-    level: int
 
 
 @dataclass(frozen=True)

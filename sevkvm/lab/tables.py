@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Final
 
 from sevkvm.abi import x86
-from sevkvm.lab.image import Mapping
+from sevkvm.lab.expected import Mapping
 
 LEAF_LEVEL: Final = {1 << 12: 1, 1 << 21: 2, 1 << 30: 3}  # page size -> level of its entry
 _TABLE = struct.Struct("<512Q")

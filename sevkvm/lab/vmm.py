@@ -6,32 +6,25 @@ It is an ordinary user of the kernel's interfaces and runs unchanged on an EPYC 
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import sys
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from typing import TYPE_CHECKING
 
 from sevkvm import errors, native
 from sevkvm.abi import kvm, sev, x86
 from sevkvm.lab import cpuid
 from sevkvm.lab.ioctl import START_HELP, ioctl, open_device, open_kvm
+from sevkvm.lab.ram import Backing, fill, map_slot
 from sevkvm.lab.sev import SevLaunch
 from sevkvm.lab.vcpu_thread import VcpuThread
 
 if TYPE_CHECKING:
+    import mmap
     from collections.abc import Iterator
 
-    from sevkvm.lab.image import Image, Slot, VcpuInit
-
-
-class Backing(str, Enum):
-    """What kind of memory guest RAM is: private to the VMM, or a file that others could map too."""
-
-    ANONYMOUS = "anonymous"
-    MEMFD = "memfd"
+    from sevkvm.lab.image import Image, VcpuInit
 
 
 @dataclass(frozen=True)
@@ -119,7 +112,7 @@ def launched(image: Image, options: LaunchOptions) -> Iterator[LabVm]:
             undo.callback(os.close, fd)
             ids = cpuid.GuestCpu(image.cbit_pos, es).entries(offered, number)
             ioctl(fd, kvm.KVM_SET_CPUID2, bytearray(kvm.pack_cpuid2(ids)))
-            _set_registers(fd, init, offered)
+            set_registers(fd, init, offered)
         if launch:
             if es:
                 launch.encrypt_vcpus()
@@ -142,27 +135,13 @@ def _sev_start(vm: LabVm, undo: ExitStack) -> SevLaunch | None:
     return launch
 
 
-def _map(slot: Slot, backing: Backing) -> mmap.mmap:
-    if backing is Backing.ANONYMOUS:
-        return mmap.mmap(-1, slot.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    fd = os.memfd_create(f"sevkvm-lab-{slot.name}", os.MFD_CLOEXEC)
-    try:
-        os.ftruncate(fd, slot.nbytes)
-        return mmap.mmap(fd, slot.nbytes, flags=mmap.MAP_SHARED)  # keeps a descriptor of its own
-    finally:
-        os.close(fd)
-
-
 def _add_memory(vm: LabVm, undo: ExitStack) -> None:
     """Map every slot, fill it with the image's plaintext, and give it to KVM."""
     for number, slot in enumerate(vm.image.slots):
-        ram = _map(slot, vm.options.backing)
+        ram = map_slot(slot, vm.options.backing)
         vm.ram.append(ram)
         undo.callback(ram.close)
-        for region in vm.image.regions_of(slot):
-            ram.seek(region.gpa - slot.gpa)
-            for chunk in vm.image.iter_plaintext(region.gpa, region.nbytes):
-                ram.write(chunk)
+        fill(ram, slot, vm.image)
         flags = kvm.KVM_MEM_READONLY if slot.readonly else 0
         region_bytes = kvm.pack_memory_region(number, flags, slot.gpa, slot.nbytes, native.address_of(ram))
         ioctl(vm.vm_fd, kvm.KVM_SET_USER_MEMORY_REGION, bytearray(region_bytes))
@@ -175,7 +154,8 @@ def _encrypt(vm: LabVm, launch: SevLaunch) -> None:
         launch.encrypt(vm.hva(gpa), nbytes)
 
 
-def _set_registers(fd: int, init: VcpuInit, offered: list[kvm.CpuidEntry]) -> None:
+def set_registers(fd: int, init: VcpuInit, offered: list[kvm.CpuidEntry]) -> None:
+    """Give a vCPU its registers; control registers that this KVM refuses are an IoctlError that says why."""
     sregs = init.sregs
     if sregs.cr4 & x86.CR4_PCIDE and not cpuid.has_pcid(offered):
         print("sevkvm lab: this KVM has no PCIDs: CR3 keeps its PCID, CR4.PCIDE stays clear", file=sys.stderr)

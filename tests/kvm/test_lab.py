@@ -17,8 +17,9 @@ from sevkvm.cli.lab import command
 from sevkvm.lab import cpuid
 from sevkvm.lab.demo import TEXT_GVA, DemoOptions, demo_image
 from sevkvm.lab.ioctl import ioctl, open_kvm
+from sevkvm.lab.ram import Backing
 from sevkvm.lab.vcpu_thread import VcpuThread
-from sevkvm.lab.vmm import Backing, LabVm, LaunchOptions, launched
+from sevkvm.lab.vmm import LabVm, LaunchOptions, launched, set_registers
 from tests.support.lab import lab_guest
 from tests.support.qemu import require_kvm
 
@@ -159,6 +160,25 @@ def test_dev_null_as_input_does_not_end_it() -> None:
             guest.process.wait(0.3)
         guest.process.terminate()
         assert guest.process.wait(10) == 0
+
+
+@pytest.mark.parametrize("cbit_pos", [47, 51])
+def test_kvm_takes_a_cr3_with_the_cbit_from_a_vcpu_that_knows_of_it(cbit_pos: int) -> None:
+    image = demo_image(DemoOptions(SMALL, cbit_pos=cbit_pos, pcid=True))
+    kvm_fd = open_kvm()
+    vm_fd = ioctl(kvm_fd, kvm.KVM_CREATE_VM)
+    vcpu_fd = ioctl(vm_fd, kvm.KVM_CREATE_VCPU, 0)
+    try:
+        offered = cpuid.supported(kvm_fd)
+        ids = cpuid.GuestCpu(cbit_pos).entries(offered, 0)
+        ioctl(vcpu_fd, kvm.KVM_SET_CPUID2, bytearray(kvm.pack_cpuid2(ids)))
+        set_registers(vcpu_fd, image.vcpus[0], offered)
+        data = bytearray(kvm.Sregs.NBYTES)
+        ioctl(vcpu_fd, kvm.KVM_GET_SREGS, data)
+        assert kvm.Sregs.unpack(data).cr3 == 1 << cbit_pos | 0x10005
+    finally:
+        for fd in (vcpu_fd, vm_fd, kvm_fd):
+            os.close(fd)
 
 
 def test_five_levels_on_a_kvm_without_them_is_told_clearly() -> None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from sevkvm.errors import UsageError
 from sevkvm.lab.demo import DIRECT_GVA, SECRET, SHARED_MESSAGE, DemoOptions, demo_image
-from sevkvm.lab.image import Image, Region, Slot, pattern, tile
+from sevkvm.lab.image import Image, Region, Slot, tile
+from sevkvm.lab.pattern import pattern
 
 PRESENT, WRITABLE, USER, LARGE, NX = 1, 2, 4, 0x80, 1 << 63
 SMALL = 8 << 20
