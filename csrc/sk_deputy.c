@@ -69,8 +69,12 @@ static enum sk_status check_owner(const struct sk_deputy *deputy, struct sk_erro
 	               (int)deputy->pid, (int)deputy->owner);
 }
 
-static enum sk_status lost(const struct sk_deputy *deputy, struct sk_error *err)
+static enum sk_status lost(struct sk_deputy *deputy, struct sk_error *err)
 {
+	if (deputy->tid)
+		sk_trace_detach(deputy->tid);
+	deputy->tid = 0;
+	deputy->stops_left = 0;
 	return sk_fail(err, SK_ERR_LOST, 0, 0, "process %d ended while attached", (int)deputy->pid);
 }
 
@@ -108,11 +112,8 @@ static enum sk_status finish_call(struct sk_deputy *deputy, uint64_t deadline_ns
 
 		if (status)
 			return status;
-		if (stop == SK_STOP_GONE) {
-			deputy->tid = 0;
-			deputy->stops_left = 0;
+		if (stop == SK_STOP_GONE)
 			return lost(deputy, err);
-		}
 		if (stop == SK_STOP_SYSCALL && --deputy->stops_left == stops_to_leave)
 			break;
 		status = sk_trace_resume_to_syscall(deputy->tid, signal, err);

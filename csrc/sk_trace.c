@@ -234,5 +234,9 @@ enum sk_status sk_trace_resume(pid_t tid, int signal, struct sk_error *err)
 
 void sk_trace_detach(pid_t tid)
 {
-	request(PTRACE_DETACH, tid, NULL, NULL);
+	int status;
+
+	/* a dead tracee waits for its tracer, and its process cannot be reaped before */
+	if (request(PTRACE_DETACH, tid, NULL, NULL) < 0)
+		waitpid(tid, &status, __WALL | WNOHANG);
 }
