@@ -1,0 +1,71 @@
+"""The deputy in an unmodified QEMU on the real /dev/kvm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sevkvm import errors
+from sevkvm.host.deputy import Deputy
+from sevkvm.host.kvm import VcpuFd, VmFd
+from tests.support.qemu import QemuVmm, qemu, require_kvm_qemu
+
+pytestmark = pytest.mark.kvm
+
+
+def shape(pid: int) -> tuple[int, int, int]:
+    proc = Path(f"/proc/{pid}")
+    return (
+        len(list((proc / "task").iterdir())),
+        len(list((proc / "fd").iterdir())),
+        len((proc / "maps").read_text().splitlines()),
+    )
+
+
+@pytest.fixture(scope="module", params=["plain", "sandboxed", "running"])
+def vmm(request: pytest.FixtureRequest) -> Iterator[QemuVmm]:
+    require_kvm_qemu()
+    with qemu(sandbox=request.param == "sandboxed", stopped=request.param != "running", cpus=2) as vmm:
+        yield vmm
+
+
+def test_the_sandbox_is_on_where_we_say_so(request: pytest.FixtureRequest, vmm: QemuVmm) -> None:
+    status = Path(f"/proc/{vmm.pid}/status").read_text()
+    sandboxed = "sandboxed" in request.node.name
+    assert ("Seccomp:\t2" in status) == sandboxed
+
+
+def test_vm_and_vcpu_ioctls_and_nothing_stays(vmm: QemuVmm) -> None:
+    with Deputy(vmm.pid):
+        pass
+    before = shape(vmm.pid)
+    with Deputy(vmm.pid) as deputy:
+        vm = VmFd(deputy, vmm.vm_fd)
+        assert not vm.sev_available()
+        with pytest.raises(errors.IoctlError, match="ENOTTY"):
+            vm.sev_guest_status()
+        deputy.hold()
+        try:
+            for index in range(2):
+                vcpu = VcpuFd(deputy, vmm.vcpu_fd(index), index)
+                assert vcpu.get_sregs().cs.limit
+                assert vcpu.get_regs().rflags & 2  # bit 1 is always set
+                assert vcpu.get_cpuid2()
+        finally:
+            deputy.release()
+    assert shape(vmm.pid) == before
+    assert "VM status" in vmm.hmp("info status")
+
+
+def test_registers_are_those_the_monitor_shows(vmm: QemuVmm) -> None:
+    if "running" in vmm.hmp("info status"):
+        pytest.skip("this guest runs: its registers change between two questions")
+    with Deputy(vmm.pid) as deputy:
+        deputy.hold()
+        vcpu = VcpuFd(deputy, vmm.vcpu_fd(0), 0)
+        regs, sregs = vcpu.get_regs(), vcpu.get_sregs()
+    text = vmm.hmp("info registers")
+    assert f"RIP={regs.rip:016x}" in text or f"EIP={regs.rip:08x}" in text
+    assert f"CR0={sregs.cr0:08x}" in text
