@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,8 @@ import click
 
 from sevkvm import errors
 from sevkvm.abi import sev
+from sevkvm.cli.command import command as sevkvm_command
+from sevkvm.cli.values import number, parse_nbytes
 from sevkvm.lab import lifetime
 from sevkvm.lab.cpuid import host_cbit_position
 from sevkvm.lab.demo import DemoOptions, demo_image
@@ -21,30 +22,34 @@ from sevkvm.lab.vmm import LaunchOptions, launched
 if TYPE_CHECKING:
     from sevkvm.lab.image import Image
 
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-
 
 def _size(text: str) -> int:
-    match = re.fullmatch(r"(\d+)([KMG]?)(?:i?B)?", text, re.IGNORECASE)
-    if not match:
-        raise click.BadParameter(f"{text!r} is not a size such as 64M")
-    return int(match[1]) * _UNITS[match[2].upper()]
-
-
-def _number(text: str) -> int:
     try:
-        return int(text, 0)
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is not a number such as 0x5 or 5") from None
+        return parse_nbytes(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
-@click.command(short_help="Start a small guest to practise on, encrypted or plain.")
+@sevkvm_command(
+    "lab",
+    examples="""
+    # on an EPYC host with SEV, and anywhere else
+    sevkvm lab
+    sevkvm shim -- sevkvm lab
+    # a guest that forbids debugging
+    sevkvm lab --policy 0x1
+    # not encrypted; end it after a minute
+    sevkvm lab --plain --memory 256M --seconds 60
+    # look at its secret, with the JSON line's "arguments"
+    sevkvm x --pid PID --vm-fd N --slot GPA:SIZE:HVA ... /64c 0xffff888000100000
+    """,
+)
 @click.option(
     "--memory", type=_size, metavar="SIZE", default="64M", show_default=True, help="RAM: a multiple of 2 MiB."
 )
 @click.option(
     "--policy",
-    type=_number,
+    type=number(0, 0xFFFF_FFFF),
     metavar="NUMBER",
     default="0x0",
     show_default=True,
@@ -54,9 +59,9 @@ def _number(text: str) -> int:
 @click.option("--plain", is_flag=True, help="No encryption: the same guest for comparison, on any KVM host.")
 @click.option(
     "--cbit-pos",
-    type=click.IntRange(0, 63),
-    metavar="BIT",
-    help="C-bit position, if KVM and CPUID do not tell.",
+    type=number(37, 51),
+    metavar="N",
+    help="C-bit position, where KVM and CPUID do not tell it.",
 )
 @click.option("--vcpus", type=click.IntRange(1, 64), default=1, show_default=True)
 @click.option("--levels", type=click.Choice(["4", "5"]), default="4", show_default=True, help="Of paging.")
@@ -90,14 +95,6 @@ def command(
     The guest is launched as the kernel documents it for SEV: page tables with the C-bit, private and shared pages,
     4 KiB, 2 MiB and 1 GiB mappings, a read-only ROM, RAM above 4 GiB. When it stands, one line of JSON on stdout
     tells its process, descriptors, memory slots and landmarks.
-
-    \b
-    Examples:
-      sevkvm lab                            on an EPYC host with SEV
-      sevkvm shim -- sevkvm lab             anywhere else
-      sevkvm lab --policy 0x1               a guest that forbids debugging
-      sevkvm lab --plain --memory 256M      not encrypted
-      sevkvm x --pid PID --vm-fd FD /8s 0xffff888000100000
     """
     if plain and (es or policy or cbit_pos is not None):
         raise errors.UsageError(

@@ -55,6 +55,13 @@ class LabVm:
                 return native.address_of(ram) + gpa - slot.gpa
         raise KeyError(hex(gpa))
 
+    def arguments(self) -> list[str]:
+        """What to pass to sevkvm's commands, so that they need not search for this guest."""
+        words = ["--pid", str(os.getpid()), "--vm-fd", str(self.vm_fd)]
+        for slot in self.image.slots:
+            words += ["--slot", f"{slot.gpa:#x}:{slot.nbytes:#x}:{self.hva(slot.gpa):#x}"]
+        return words
+
     def describe(self) -> dict[str, object]:
         """What a test or a script wants to know, ready for JSON: addresses are hexadecimal strings."""
         return {
@@ -77,6 +84,7 @@ class LabVm:
                 }
                 for slot in self.image.slots
             ],
+            "arguments": self.arguments(),
             "landmarks": [
                 {"name": mark.name, "gva": hex(mark.gva), "gpa": hex(mark.gpa), "nbytes": mark.nbytes}
                 for mark in self.image.landmarks

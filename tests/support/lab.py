@@ -25,7 +25,7 @@ import sevkvm
 from sevkvm.lab.demo import DemoOptions, demo_image
 from sevkvm.lab.image import Image
 
-PROGRAM = [sys.executable, "-c", "from sevkvm.cli.lab import command; command()"]
+PROGRAM = [sys.executable, "-m", "sevkvm", "lab"]
 Popen = Callable[..., "subprocess.Popen[bytes]"]
 
 
