@@ -121,6 +121,10 @@ def test_the_process_reports_where_its_guest_is() -> None:
         for slot in guest.slots:
             expected = guest.image.plaintext(slot.gpa, slot.nbytes)
             assert guest.host_bytes(slot.gpa, slot.nbytes) == expected
+        assert guest.facts["arguments"] == [
+            *("--pid", str(guest.pid), "--vm-fd", str(guest.vm_fd)),
+            *(word for s in guest.slots for word in ("--slot", f"0x{s.gpa:x}:0x{s.nbytes:x}:0x{s.hva:x}")),
+        ]
         assert guest.stop() == 0
 
 
