@@ -12,7 +12,8 @@ from enum import IntEnum
 from typing import Any
 
 from sevkvm import errors
-from sevkvm._native import ffi, lib
+from sevkvm._native import ffi as ffi
+from sevkvm._native import lib as lib
 
 
 class Status(IntEnum):
