@@ -1,0 +1,152 @@
+"""INIT, LAUNCH_* and GUEST_STATUS as the kernel carries them out (Linux arch/x86/kvm/svm/sev.c, v6.18)."""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from sevkvm.abi.sev import GUEST_STATUS_NBYTES, LaunchStart, pack_uaddr_len, unpack_uaddr_len
+from sevkvm.shim.firmware import MAX_ASID, MIN_SEV_ASID, FirmwareFailure
+from sevkvm.shim.sev_op import Errno, SevOp
+from sevkvm.shim.target import Backing
+from sevkvm.shim.vm import VM_TYPE_DEFAULT
+
+_BLOB_MAX_NBYTES: Final = 16 * 1024
+_VMSA_NBYTES: Final = 4096
+_UADDR_LEN_NBYTES: Final = 16
+
+
+def init(op: SevOp) -> None:
+    """KVM_SEV_INIT: make the VM, which has no vCPU yet, a SEV VM."""
+    _init(op, es=False)
+
+
+def es_init(op: SevOp) -> None:
+    """KVM_SEV_ES_INIT: the same for SEV-ES."""
+    if not op.firmware.es_enabled:
+        raise Errno(errno.ENOTTY)
+    _init(op, es=True)
+
+
+def init2(op: SevOp) -> None:
+    """KVM_SEV_INIT2 belongs to the VM types that KVM_CREATE_VM does not give out here: EINVAL for the default one."""
+    if op.vm.vm_type == VM_TYPE_DEFAULT:
+        raise Errno(errno.EINVAL)
+    raise Errno(errno.EOPNOTSUPP)
+
+
+def _init(op: SevOp, *, es: bool) -> None:
+    vm = op.vm
+    if vm.vm_type != VM_TYPE_DEFAULT or vm.created_vcpus or vm.active:
+        raise Errno(errno.EINVAL)
+    vm.asid = _new_asid(op, es=es)
+    vm.active, vm.es = True, es
+
+
+def _new_asid(op: SevOp, *, es: bool) -> int:
+    taken = {vm.asid for vm in op.kernel_vms} | {guest.asid for guest in op.firmware.guests.values()}
+    wanted = range(1, MIN_SEV_ASID) if es else range(MIN_SEV_ASID, MAX_ASID + 1)
+    asid = next((asid for asid in wanted if asid not in taken), None)
+    if asid is None:
+        raise Errno(errno.EBUSY)
+    return asid
+
+
+def launch_start(op: SevOp) -> None:
+    """KVM_SEV_LAUNCH_START: a firmware guest and its key; remembers the number of the descriptor that it names."""
+    op.require_sev()
+    params = LaunchStart.unpack(op.copy_from_user(op.data, LaunchStart.NBYTES))
+    op.record.args.update(policy=params.policy, sev_fd=op.sev_fd)
+    if params.dh_uaddr:
+        _copy_blob(op, params.dh_uaddr, params.dh_nbytes)
+    if params.session_uaddr:
+        _copy_blob(op, params.session_uaddr, params.session_nbytes)
+    dh_nbytes = params.dh_nbytes if params.dh_uaddr else 0
+    session_nbytes = params.session_nbytes if params.session_uaddr else 0
+    handle = op.issue(
+        lambda: op.firmware.launch_start(params.handle, params.policy, dh_nbytes, session_nbytes), op.sev_fd
+    )
+    try:
+        op.reach_firmware(lambda: op.firmware.activate(handle, op.vm.asid))
+    except Errno:
+        op.firmware.decommission(handle)
+        raise
+    op.record.args["handle"] = handle
+    try:
+        op.copy_to_user(op.data, handle.to_bytes(4, "little"))
+    except Errno:
+        op.firmware.deactivate(handle)
+        op.firmware.decommission(handle)
+        raise
+    op.vm.handle, op.vm.sev_fd = handle, op.sev_fd
+
+
+def _copy_blob(op: SevOp, hva: int, nbytes: int) -> bytes:
+    """psp_copy_user_blob."""
+    if not nbytes or nbytes > _BLOB_MAX_NBYTES:
+        raise Errno(errno.EINVAL)
+    return op.copy_from_user(hva, nbytes)
+
+
+def launch_update_data(op: SevOp) -> None:
+    """KVM_SEV_LAUNCH_UPDATE_DATA: encrypt memory in place, one command a physically contiguous run."""
+    op.require_sev()
+    hva, nbytes = unpack_uaddr_len(op.copy_from_user(op.data, _UADDR_LEN_NBYTES))
+    op.record.args.update(hva=hva, nbytes=nbytes)
+    for run in op.pin(hva, nbytes, write=True):
+        _update_run(op, run)
+
+
+def _update_run(op: SevOp, run: Backing) -> None:
+    data = op.load(run.hva, run.nbytes)
+    sealed = op.issue(lambda: op.firmware.launch_update("LAUNCH_UPDATE_DATA", op.vm.handle, run.spa, data))
+    op.store(run.hva, sealed)
+    op.record.pages += (run.hva % 4096 + run.nbytes + 4095) // 4096
+
+
+def launch_update_vmsa(op: SevOp) -> None:
+    """KVM_SEV_LAUNCH_UPDATE_VMSA: seal the registers of every vCPU.
+
+    The real VMSA is a page inside the kernel that no other process sees; what is measured in its place is a
+    page of zeros for each vCPU.
+    """
+    op.require_sev(es=True)
+    for _ in range(op.vm.created_vcpus):
+        op.issue(
+            lambda: op.firmware.launch_update("LAUNCH_UPDATE_VMSA", op.vm.handle, 0, bytes(_VMSA_NBYTES))
+        )
+        op.vm.protected = True
+
+
+def launch_measure(op: SevOp) -> None:
+    """KVM_SEV_LAUNCH_MEASURE: the measurement; with length 0 the length that it needs (and EIO)."""
+    op.require_sev()
+    hva, nbytes = unpack_uaddr_len(op.copy_from_user(op.data, _UADDR_LEN_NBYTES))
+    op.record.args.update(hva=hva, nbytes=nbytes)
+    if nbytes and hva and nbytes > _BLOB_MAX_NBYTES:
+        raise Errno(errno.EINVAL)
+    room = nbytes if hva else 0
+    try:
+        blob = op.issue(lambda: op.firmware.launch_measure(op.vm.handle, room))
+    except Errno as refusal:
+        # the length goes back only to a caller who asked for it
+        if not nbytes and isinstance(refusal.__cause__, FirmwareFailure):
+            op.copy_to_user(op.data, pack_uaddr_len(hva, refusal.__cause__.nbytes or 0))
+        raise
+    op.copy_to_user(hva, blob)
+    op.copy_to_user(op.data, pack_uaddr_len(hva, len(blob)))
+
+
+def launch_finish(op: SevOp) -> None:
+    """KVM_SEV_LAUNCH_FINISH: the guest may run."""
+    op.require_sev()
+    op.issue(lambda: op.firmware.launch_finish(op.vm.handle))
+
+
+def guest_status(op: SevOp) -> None:
+    """KVM_SEV_GUEST_STATUS."""
+    op.require_sev()
+    status = op.issue(lambda: op.firmware.guest_status(op.vm.handle))
+    data = status.pack()
+    assert len(data) == GUEST_STATUS_NBYTES
+    op.copy_to_user(op.data, data)

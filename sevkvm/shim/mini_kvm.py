@@ -1,0 +1,214 @@
+"""As much of KVM as a tiny VMM and a debugger need, for doors that have no real one below them.
+
+Registers are kept, never executed: KVM_RUN of any vCPU is the door's affair (it waits). The answers follow Linux
+virt/kvm/kvm_main.c and arch/x86/kvm/x86.c (v6.18).
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from sevkvm.abi import kvm as abi
+from sevkvm.shim.cpuid import supported_cpuid
+from sevkvm.shim.kernel import Kernel
+from sevkvm.shim.sev_op import Errno
+from sevkvm.shim.target import Caller, TargetMemory, read_exactly
+from sevkvm.shim.vm import Vm
+
+VCPU_MMAP_NBYTES: Final = 3 * 4096  # kvm_run, port I/O data, coalesced MMIO ring
+_MAX_VCPUS: Final = 64
+_MAX_SLOTS: Final = 509
+_CAPABILITIES: Final = {
+    3: 1,  # KVM_CAP_USER_MEMORY
+    7: 1,  # KVM_CAP_EXT_CPUID
+    9: _MAX_VCPUS,  # KVM_CAP_NR_VCPUS
+    10: _MAX_SLOTS,  # KVM_CAP_NR_MEMSLOTS
+    66: _MAX_VCPUS,  # KVM_CAP_MAX_VCPUS
+    81: 1,  # KVM_CAP_READONLY_MEM
+    136: 1,  # KVM_CAP_IMMEDIATE_EXIT
+    abi.KVM_CAP_VM_TYPES: 1,  # the default type only
+}
+_RESET_CR0: Final = 0x6000_0010
+_CPUID_MAX_ENTRIES: Final = 256
+_ENTRY_NBYTES: Final = abi.CpuidEntry.NBYTES
+_REGION: Final = struct.Struct("<IIQQQ")
+_SEV_REQUESTS: Final = (
+    abi.KVM_MEMORY_ENCRYPT_OP,
+    abi.KVM_MEMORY_ENCRYPT_REG_REGION,
+    abi.KVM_MEMORY_ENCRYPT_UNREG_REGION,
+)
+
+
+_NO_SREGS: Final = abi.Sregs.unpack(bytes(abi.Sregs.NBYTES))
+
+
+def _reset_regs() -> abi.Regs:
+    return replace(abi.Regs.unpack(bytes(abi.Regs.NBYTES)), rip=0xFFF0, rflags=2)
+
+
+def _reset_sregs() -> abi.Sregs:
+    return replace(_NO_SREGS, cr0=_RESET_CR0, apic_base=0xFEE0_0900)
+
+
+@dataclass(eq=False)
+class SystemFile:
+    """An open ``/dev/kvm``."""
+
+
+@dataclass(eq=False)
+class VcpuFile:
+    """A vCPU: registers as they were set."""
+
+    vm: Vm
+    index: int
+    regs: abi.Regs = field(default_factory=_reset_regs)
+    sregs: abi.Sregs = field(default_factory=_reset_sregs)
+    cpuid: list[abi.CpuidEntry] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class VmFile:
+    """A VM with its slots (number to gpa, nbytes, hva) and vCPUs (by id)."""
+
+    vm: Vm
+    slots: dict[int, tuple[int, int, int]] = field(default_factory=dict)
+    vcpus: dict[int, VcpuFile] = field(default_factory=dict)
+
+
+KvmFile = SystemFile | VmFile | VcpuFile
+Answer = int | VmFile | VcpuFile  # a file: the door gives the caller a descriptor for it
+
+
+class MiniKvm:
+    """Answers ioctls on the files above; ``cbit_pos`` is what CPUID tells of the C-bit."""
+
+    def __init__(self, kernel: Kernel, cbit_pos: int) -> None:
+        self.kernel = kernel
+        self.cbit_pos = cbit_pos
+
+    def ioctl(self, file: KvmFile, caller: Caller, request: int, argument: int) -> Answer:
+        """A result >= 0, a new file, or -errno. KVM_RUN is not answered here: ENOTTY."""
+        try:
+            match file:
+                case SystemFile():
+                    return self._system(caller, request, argument)
+                case VmFile():
+                    return self._vm(file, caller, request, argument)
+                case VcpuFile():
+                    return self._vcpu(file, caller, request, argument)
+        except Errno as error:
+            return -error.errno
+
+    def _system(self, caller: Caller, request: int, argument: int) -> Answer:
+        match request:
+            case abi.KVM_GET_API_VERSION:
+                return abi.KVM_API_VERSION
+            case abi.KVM_CHECK_EXTENSION:
+                return _CAPABILITIES.get(argument, 0)
+            case abi.KVM_GET_VCPU_MMAP_SIZE:
+                return VCPU_MMAP_NBYTES
+            case abi.KVM_CREATE_VM:
+                if argument:
+                    raise Errno(errno.EINVAL)
+                return VmFile(self.kernel.create_vm(caller.mm))
+            case abi.KVM_GET_SUPPORTED_CPUID:
+                _put_cpuid(caller.memory, argument, supported_cpuid(self.cbit_pos))
+                return 0
+        raise Errno(errno.ENOTTY)
+
+    def _vm(self, file: VmFile, caller: Caller, request: int, argument: int) -> Answer:
+        if file.vm.mm != caller.mm or file.vm.dead:
+            raise Errno(errno.EIO)
+        if request in _SEV_REQUESTS:
+            return self.kernel.vm_ioctl(file.vm, caller, request, argument)
+        match request:
+            case abi.KVM_CHECK_EXTENSION:
+                return _CAPABILITIES.get(argument, 0)
+            case abi.KVM_CREATE_VCPU:
+                return _create_vcpu(file, argument)
+            case abi.KVM_SET_USER_MEMORY_REGION:
+                _set_region(file, _get(caller.memory, argument, _REGION.size))
+                return 0
+        raise Errno(errno.ENOTTY)
+
+    def _vcpu(self, file: VcpuFile, caller: Caller, request: int, argument: int) -> Answer:
+        if file.vm.mm != caller.mm or file.vm.dead:
+            raise Errno(errno.EIO)
+        memory = caller.memory
+        match request:
+            case abi.KVM_GET_REGS:
+                _put(memory, argument, file.regs.pack())
+            case abi.KVM_SET_REGS:
+                file.regs = abi.Regs.unpack(_get(memory, argument, abi.Regs.NBYTES))
+            case abi.KVM_GET_SREGS:
+                _put(memory, argument, _visible_sregs(file).pack())
+            case abi.KVM_SET_SREGS:
+                file.sregs = abi.Sregs.unpack(_get(memory, argument, abi.Sregs.NBYTES))
+            case abi.KVM_GET_CPUID2:
+                _put_cpuid(memory, argument, file.cpuid)
+            case abi.KVM_SET_CPUID2:
+                file.cpuid = _get_cpuid(memory, argument)
+            case _:
+                raise Errno(errno.ENOTTY)
+        return 0
+
+
+def _create_vcpu(file: VmFile, index: int) -> VcpuFile:
+    if index >= _MAX_VCPUS:
+        raise Errno(errno.EINVAL)
+    if index in file.vcpus:
+        raise Errno(errno.EEXIST)
+    file.vcpus[index] = VcpuFile(file.vm, index)
+    file.vm.created_vcpus += 1
+    return file.vcpus[index]
+
+
+def _set_region(file: VmFile, raw: bytes) -> None:
+    slot, _, gpa, nbytes, hva = _REGION.unpack(raw)
+    if slot >= _MAX_SLOTS or (gpa | nbytes | hva) % 4096:
+        raise Errno(errno.EINVAL)
+    if not nbytes:
+        if file.slots.pop(slot, None) is None:
+            raise Errno(errno.EINVAL)
+        return
+    others = (place for number, place in file.slots.items() if number != slot)
+    if any(gpa < start + length and start < gpa + nbytes for start, length, _ in others):
+        raise Errno(errno.EEXIST)
+    file.slots[slot] = (gpa, nbytes, hva)
+
+
+def _visible_sregs(file: VcpuFile) -> abi.Sregs:
+    """What GET_SREGS tells: of a sealed vCPU (SEV-ES, default VM type) only what the kernel itself tracks."""
+    if not file.vm.protected:
+        return file.sregs
+    s = file.sregs
+    return replace(_NO_SREGS, cr0=s.cr0, cr4=s.cr4, cr8=s.cr8, efer=s.efer, apic_base=s.apic_base)
+
+
+def _get(memory: TargetMemory, hva: int, nbytes: int) -> bytes:
+    data = read_exactly(memory, hva, nbytes)
+    if data is None:
+        raise Errno(errno.EFAULT)
+    return data
+
+
+def _put(memory: TargetMemory, hva: int, data: bytes) -> None:
+    if memory.write(hva, data) < len(data):
+        raise Errno(errno.EFAULT)
+
+
+def _put_cpuid(memory: TargetMemory, hva: int, entries: list[abi.CpuidEntry]) -> None:
+    (room,) = struct.unpack("<I", _get(memory, hva, 4))
+    if room < len(entries):
+        raise Errno(errno.E2BIG)
+    _put(memory, hva, abi.pack_cpuid2(entries))
+
+
+def _get_cpuid(memory: TargetMemory, hva: int) -> list[abi.CpuidEntry]:
+    (count,) = struct.unpack("<I", _get(memory, hva, 4))
+    if count > _CPUID_MAX_ENTRIES:
+        raise Errno(errno.E2BIG)
+    return abi.unpack_cpuid2(_get(memory, hva, 8 + count * _ENTRY_NBYTES))

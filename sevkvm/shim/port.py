@@ -1,0 +1,231 @@
+"""Door 2: the pretend host in our own process, as an ``IoctlPort`` (sevkvm/host/port.py) for unit tests.
+
+    guest = launch_guest(ram={0x0: contents}, policy=0, shared=[(0x3000, 0x1000)])
+    vm = VmFd(guest.port, guest.vm_fd)          # sevkvm.host.kvm
+    guest.port.kernel.firmware.counts["DBG_DECRYPT"]
+
+``launch_guest(ram, *, policy=0, shared=(), vcpus=1, es=False, finish=True, port=None) -> FakeGuest``
+    Maps every ``gpa: bytes`` item of ``ram`` (whole pages), launches all of it but the ``(gpa, nbytes)`` ranges in
+    ``shared``, which stay plaintext; ``policy=None`` makes a VM that is not encrypted. FakeGuest has ``port``,
+    ``vm_fd``, ``sev_fd``, ``vcpu_fds`` and ``slots`` [(gpa, nbytes, hva)], and ``vcpu(i)`` whose ``regs``, ``sregs``
+    and ``cpuid`` may be set, and ``hva(gpa)``.
+
+``FakePort(kernel=None, *, scratch_nbytes=1 << 20, cbit_pos=51)``
+    The IoctlPort. ``map(nbytes_or_bytes, hva=None, writable=True)`` adds memory; ``open_sev()``, ``create_vm()``,
+    ``create_vcpu(vm_fd, i)`` add descriptors; ``files`` is the descriptor table. A second FakePort with the same
+    ``kernel`` is another process: put a file of the first into its ``files`` and ioctls on it answer EIO.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from sevkvm import errors
+from sevkvm.abi import kvm as abi
+from sevkvm.abi import sev
+from sevkvm.shim.cpuid import DEFAULT_CBIT_POS
+from sevkvm.shim.fake_memory import PAGE_NBYTES, FakeMemory, Region
+from sevkvm.shim.kernel import Kernel
+from sevkvm.shim.mini_kvm import MiniKvm, SystemFile, VcpuFile, VmFile
+from sevkvm.shim.sevdev import SevDevice
+
+_ARGS_NBYTES: Final = 16 * 1024
+_CMD_ROOM: Final = 64
+_PID: Final = 4242
+
+
+@dataclass(eq=False)
+class SevFile:
+    """An open ``/dev/sev``."""
+
+    writable: bool = True
+
+
+File = SystemFile | VmFile | VcpuFile | SevFile
+
+
+class FakePort:
+    """A pretend process on a pretend host, with its descriptors and its memory."""
+
+    def __init__(
+        self,
+        kernel: Kernel | None = None,
+        *,
+        scratch_nbytes: int = 1 << 20,
+        cbit_pos: int = DEFAULT_CBIT_POS,
+        pid: int = _PID,
+    ) -> None:
+        self.kernel = Kernel() if kernel is None else kernel
+        self.memory = FakeMemory()
+        self.mm: object = self.memory
+        self.pid = pid
+        self.args_hva = self.memory.map(bytearray(_ARGS_NBYTES)).hva
+        self.scratch_nbytes = scratch_nbytes
+        self.scratch_hva = self.memory.map(bytearray(scratch_nbytes)).hva
+        self.files: dict[int, File] = {}
+        self.ioctls: list[tuple[int, int]] = []  # (fd, request) of every ioctl, in order
+        self._kvm = MiniKvm(self.kernel, cbit_pos)
+        self._sev = SevDevice(self.kernel)
+
+    # what the kernel model asks of a caller
+    def is_sev_device(self, fd: int) -> bool:
+        """Is this descriptor an open ``/dev/sev``?"""
+        return isinstance(self.files.get(fd), SevFile)
+
+    # what the house asks of a port
+    def ioctl(self, fd: int, request: int, argument: int = 0) -> int:
+        """Issue it; the result (>= 0), or IoctlError with its errno. KVM_RUN: EINTR, as if kicked at once."""
+        self.ioctls.append((fd, request))
+        result = self._ioctl(fd, request, argument)
+        if result < 0:
+            raise errors.IoctlError(abi.request_name(request), -result)
+        return result
+
+    def readinto(self, hva: int, buffer: memoryview) -> int:
+        """Read memory; the short-read rule of ``memory.source``."""
+        return self.memory.readinto(hva, buffer)
+
+    def read(self, hva: int, nbytes: int) -> bytes:
+        """Exactly nbytes, or MemoryFault."""
+        buffer = bytearray(nbytes)
+        done = self.memory.readinto(hva, memoryview(buffer))
+        if done < nbytes:
+            raise errors.MemoryFault("hva", hva + done, reason="not mapped")
+        return bytes(buffer)
+
+    def write(self, hva: int, data: bytes) -> None:
+        """Write memory, or MemoryFault."""
+        done = self.memory.write(hva, data)
+        if done < len(data):
+            raise errors.MemoryFault("hva", hva + done, reason="not mapped or read-only")
+
+    # what tests build with
+    def map(self, contents: int | bytes, *, hva: int | None = None, writable: bool = True) -> Region:
+        """Map so many bytes of zeros, or these contents, in whole pages."""
+        data = bytearray(contents)
+        data += bytes(-len(data) % PAGE_NBYTES)
+        return self.memory.map(data, hva=hva, writable=writable)
+
+    def install(self, file: File) -> int:
+        """The lowest free descriptor >= 3 for a file."""
+        fd = next(fd for fd in range(3, 1 << 16) if fd not in self.files)
+        self.files[fd] = file
+        return fd
+
+    def open_sev(self, *, writable: bool = True) -> int:
+        """open("/dev/sev")."""
+        return self.install(SevFile(writable))
+
+    def create_vm(self) -> int:
+        """KVM_CREATE_VM."""
+        return self.install(VmFile(self.kernel.create_vm(self.mm)))
+
+    def create_vcpu(self, vm_fd: int, index: int = 0) -> int:
+        """KVM_CREATE_VCPU."""
+        return self.ioctl(vm_fd, abi.KVM_CREATE_VCPU, index)
+
+    def sev_op(
+        self,
+        vm_fd: int,
+        command: int,
+        data: bytes = b"",
+        *,
+        sev_fd: int = 0,
+        error: int = sev.SEV_RET_NO_FW_CALL,
+    ) -> bytes:
+        """KVM_MEMORY_ENCRYPT_OP with ``data`` behind the command struct; returns ``data`` as it comes back."""
+        where = self.args_hva + _CMD_ROOM
+        cmd = sev.KvmSevCmd(command, where if data else 0, error, sev_fd)
+        self.write(self.args_hva, cmd.pack().ljust(_CMD_ROOM, b"\0") + data)
+        self.ioctl(vm_fd, abi.KVM_MEMORY_ENCRYPT_OP, self.args_hva)
+        return self.read(where, len(data))
+
+    def sev_error(self) -> int:
+        """The ``error`` field that the last sev_op left."""
+        return sev.KvmSevCmd.unpack(self.read(self.args_hva, sev.CMD_NBYTES)).error
+
+    def _ioctl(self, fd: int, request: int, argument: int) -> int:
+        file = self.files.get(fd)
+        if file is None:
+            return -errno.EBADF
+        if isinstance(file, SevFile):
+            return self._sev.ioctl(self, request, argument, writable=file.writable)
+        if isinstance(file, VcpuFile) and request == abi.KVM_RUN:
+            return -errno.EINTR if file.vm.mm == self.mm else -errno.EIO
+        answer = self._kvm.ioctl(file, self, request, argument)
+        return answer if isinstance(answer, int) else self.install(answer)
+
+
+@dataclass
+class FakeGuest:
+    """A launched guest; ``slots`` are (gpa, nbytes, hva)."""
+
+    port: FakePort
+    vm_fd: int
+    sev_fd: int
+    vcpu_fds: list[int] = field(default_factory=list)
+    slots: list[tuple[int, int, int]] = field(default_factory=list)
+
+    def vcpu(self, index: int = 0) -> VcpuFile:
+        """The vCPU behind ``vcpu_fds[index]``."""
+        file = self.port.files[self.vcpu_fds[index]]
+        assert isinstance(file, VcpuFile)
+        return file
+
+    def hva(self, gpa: int) -> int:
+        """Where the VMM keeps ``gpa``."""
+        return next(hva + gpa - start for start, nbytes, hva in self.slots if start <= gpa < start + nbytes)
+
+
+def launch_guest(
+    ram: Mapping[int, bytes],
+    *,
+    policy: int | None = 0,
+    shared: Iterable[tuple[int, int]] = (),
+    vcpus: int = 1,
+    es: bool = False,
+    finish: bool = True,
+    port: FakePort | None = None,
+) -> FakeGuest:
+    """Launch a guest as documented at the top of this module."""
+    port = FakePort() if port is None else port
+    sev_fd, vm_fd = port.open_sev(), port.create_vm()
+    guest = FakeGuest(port, vm_fd, sev_fd)
+    if policy is not None:
+        port.sev_op(vm_fd, sev.SevCmd.ES_INIT if es else sev.SevCmd.INIT)
+        start = sev.LaunchStart(policy=policy)
+        port.sev_op(vm_fd, sev.SevCmd.LAUNCH_START, start.pack(), sev_fd=sev_fd)
+    guest.vcpu_fds = [port.create_vcpu(vm_fd, index) for index in range(vcpus)]
+    shared = sorted(shared)
+    for number, (gpa, contents) in enumerate(sorted(ram.items())):
+        region = port.map(contents)
+        guest.slots.append((gpa, len(region.data), region.hva))
+        port.write(port.args_hva, abi.pack_memory_region(number, 0, *guest.slots[-1]))
+        port.ioctl(vm_fd, abi.KVM_SET_USER_MEMORY_REGION, port.args_hva)
+        if policy is not None:
+            for start_gpa, nbytes in _private(gpa, len(region.data), shared):
+                data = sev.pack_uaddr_len(guest.hva(start_gpa), nbytes)
+                port.sev_op(vm_fd, sev.SevCmd.LAUNCH_UPDATE_DATA, data)
+    if policy is not None and finish:
+        if es:
+            port.sev_op(vm_fd, sev.SevCmd.LAUNCH_UPDATE_VMSA)
+        room = port.args_hva + _ARGS_NBYTES - 256
+        port.sev_op(vm_fd, sev.SevCmd.LAUNCH_MEASURE, sev.pack_uaddr_len(room, 48))
+        port.sev_op(vm_fd, sev.SevCmd.LAUNCH_FINISH)
+    return guest
+
+
+def _private(gpa: int, nbytes: int, shared: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """[gpa, gpa + nbytes) without the shared ranges, as (gpa, nbytes)."""
+    pieces, end = [], gpa + nbytes
+    for start, length in shared:
+        if gpa < start < end:
+            pieces.append((gpa, start - gpa))
+        if start < end and start + length > gpa:
+            gpa = max(gpa, start + length)
+    if gpa < end:
+        pieces.append((gpa, end - gpa))
+    return pieces

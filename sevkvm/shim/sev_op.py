@@ -1,0 +1,108 @@
+"""One KVM_MEMORY_ENCRYPT_OP under way: the tools that the command handlers share.
+
+Mirrors the helpers of Linux arch/x86/kvm/svm/sev.c and drivers/crypto/ccp/sev-dev.c.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from sevkvm.shim.firmware import Firmware, FirmwareFailure
+from sevkvm.shim.target import Backing, Caller, read_exactly
+
+if TYPE_CHECKING:
+    from sevkvm.shim.log import Record
+    from sevkvm.shim.vm import Vm
+
+_ADDRESS_END: Final = 1 << 64
+_Result = TypeVar("_Result")
+
+
+class Errno(Exception):
+    """The system call fails with ``errno``."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(errno.errorcode.get(code, str(code)))
+        self.errno = code
+
+
+@dataclass
+class SevOp:
+    """The command as the kernel carries it out; ``error`` is the struct's in/out field."""
+
+    vm: Vm
+    caller: Caller
+    firmware: Firmware
+    data: int
+    error: int
+    sev_fd: int
+    record: Record
+    kernel_vms: list[Vm]
+
+    def copy_from_user(self, hva: int, nbytes: int) -> bytes:
+        """``nbytes`` of the caller's memory, or EFAULT."""
+        data = read_exactly(self.caller.memory, hva, nbytes)
+        if data is None:
+            raise Errno(errno.EFAULT)
+        return data
+
+    def copy_to_user(self, hva: int, data: bytes) -> None:
+        """Into the caller's memory, or EFAULT."""
+        if self.caller.memory.write(hva, data) < len(data):
+            raise Errno(errno.EFAULT)
+
+    def require_sev(self, *, es: bool = False) -> None:
+        """sev_guest() and sev_es_guest(): ENOTTY for a VM that is none."""
+        if not self.vm.active or (es and not self.vm.es):
+            raise Errno(errno.ENOTTY)
+
+    def reach_firmware(self, command: Callable[[], _Result]) -> _Result:
+        """sev_do_cmd: a status becomes EIO and ``error``, which success sets to 0."""
+        try:
+            result = command()
+        except FirmwareFailure as failure:
+            self.error = failure.status
+            raise Errno(errno.EIO) from failure
+        self.error = 0
+        return result
+
+    def issue(self, command: Callable[[], _Result], fd: int | None = None) -> _Result:
+        """sev_issue_cmd: as reach_firmware, through a ``/dev/sev`` descriptor of the caller's, or EBADF.
+
+        Without ``fd`` it is the number that LAUNCH_START recorded, looked up in the table of whoever calls now.
+        """
+        if not self.caller.is_sev_device(self.vm.sev_fd if fd is None else fd):
+            raise Errno(errno.EBADF)
+        return self.reach_firmware(command)
+
+    def pin(self, hva: int, nbytes: int, *, write: bool) -> list[Backing]:
+        """sev_pin_memory for a whole range: EINVAL for none or one that wraps, ENOMEM where a page is missing."""
+        if nbytes == 0 or hva + nbytes > _ADDRESS_END:
+            raise Errno(errno.EINVAL)
+        # RLIMIT_MEMLOCK would be checked here
+        pinned = self.caller.memory.backing(hva, nbytes)
+        if sum(piece.nbytes for piece in pinned) < nbytes or (write and not all(p.writable for p in pinned)):
+            raise Errno(errno.ENOMEM)
+        return pinned
+
+    def pin_some(self, hva: int, nbytes: int, *, write: bool) -> Backing:
+        """The first physically contiguous piece of a range: pages pinned one by one as they are needed."""
+        pinned = self.caller.memory.backing(hva, nbytes)
+        if not pinned or (write and not pinned[0].writable):
+            raise Errno(errno.ENOMEM)
+        return pinned[0]
+
+    def load(self, hva: int, nbytes: int) -> bytearray:
+        """What pinned pages hold; ENOMEM if they were not there after all (a hole in a file mapping, say)."""
+        buffer = bytearray(nbytes)
+        if self.caller.memory.readinto(hva, memoryview(buffer)) < nbytes:
+            raise Errno(errno.ENOMEM)
+        return buffer
+
+    def store(self, hva: int, data: bytes | bytearray | memoryview) -> None:
+        """Into pinned pages; ENOMEM as for load."""
+        if self.caller.memory.write(hva, data) < len(data):
+            raise Errno(errno.ENOMEM)
