@@ -43,25 +43,34 @@ apt_rights() {
 	fi
 }
 
-# apt_install PACKAGE...: non-interactive and bounded; says why it could not, and returns 1.
-apt_install() {
+# apt_get ARGUMENT...: non-interactive and bounded; shows what it said only if it failed.
+apt_get() {
 	local rights
 	rights=$(apt_rights)
 	if [ "$rights" = no ]; then
-		say "cannot install Debian packages here (needs apt-get, and root or passwordless sudo): $*"
+		say "apt-get cannot be used here (needs root or passwordless sudo)"
 		return 1
 	fi
-	say "installing Debian packages: $*"
-	local apt_get=(env DEBIAN_FRONTEND=noninteractive timeout 300 apt-get -y -q
-		-o DPkg::Lock::Timeout=120 -o Acquire::Retries=2)
 	# shellcheck disable=SC2086  # $rights is "" or two words
-	if ! { { [ -n "$apt_updated" ] || $rights "${apt_get[@]}" update; } \
-		&& $rights "${apt_get[@]}" install --no-install-recommends "$@"; } >"$apt_log" 2>&1 </dev/null; then
+	if ! $rights env DEBIAN_FRONTEND=noninteractive timeout 300 apt-get -y -q \
+		-o DPkg::Lock::Timeout=120 -o Acquire::Retries=2 "$@" >"$apt_log" 2>&1 </dev/null; then
 		tail -n 5 "$apt_log" >&2
-		say "installing these failed (see above): $*"
 		return 1
 	fi
-	apt_updated=yes
+}
+
+# Once a run.
+apt_update() {
+	[ -n "$apt_updated" ] && return 0
+	apt_get update && apt_updated=yes
+}
+
+apt_install() {
+	say "installing Debian packages: $*"
+	if ! { apt_update && apt_get install --no-install-recommends "$@"; }; then
+		say "these are not installed: $*"
+		return 1
+	fi
 }
 apt_updated=
 apt_log=$(mktemp)
