@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.qmp import QmpClient
+from tests.support.qmp import QmpClient, QmpError
 
 PROGRAM = "qemu-system-x86_64"
 # What libvirt passes by default; a forbidden system call then kills QEMU.
@@ -196,8 +196,8 @@ def _connect(process: subprocess.Popen[bytes], directory: Path, deadline: float)
         if pid is not None and (directory / "control.sock").exists():
             try:
                 return pid, QmpClient(str(directory / "control.sock"))
-            except ConnectionRefusedError:
-                pass  # bound but not listening yet
+            except (ConnectionError, QmpError):
+                pass  # bound but not listening yet; or QEMU is about to end, which the next round sees
         time.sleep(0.01)
     log = directory / "stderr"
     said = log.read_text(errors="replace") if log.exists() else "(its stderr went to the launcher)"
