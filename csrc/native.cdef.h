@@ -44,3 +44,28 @@ void sk_deputy_close(struct sk_deputy *deputy, uint32_t timeout_ms);
 struct sk_tweak { ...; };
 void sk_tweak_init(struct sk_tweak *tweak, const uint8_t *constants);
 void sk_tweak_xor(const struct sk_tweak *tweak, uint64_t spa, const void *in, void *out, size_t nbytes);
+
+
+/* sk_walk.h */
+struct sk_paging { uint32_t levels; uint32_t nx; uint64_t cbit_mask; uint64_t address_mask; ...; };
+struct sk_entry { uint64_t gpa; uint64_t page_nbytes; uint32_t flags; ...; };
+struct sk_run { uint64_t gpa; uint64_t page_nbytes; uint32_t flags; uint16_t first; uint16_t count; ...; };
+uint32_t sk_walk_index(uint64_t gva, uint32_t level);
+int sk_walk_canonical(const struct sk_paging *paging, uint64_t gva);
+void sk_walk_entry(const struct sk_paging *paging, uint32_t level, uint64_t raw, struct sk_entry *out);
+size_t sk_walk_table(const struct sk_paging *paging, uint32_t level, const uint64_t *table, struct sk_run *out);
+
+/* sk_scan.h */
+struct sk_span { uint64_t gpa; uint64_t nbytes; uint64_t flags; ...; };
+struct sk_scan_totals {
+	uint64_t tables; uint64_t pages[6]; uint64_t reserved; uint32_t spans_full; uint32_t tables_full; ...;
+};
+struct sk_scan;
+int sk_scan_create(uint32_t flags_mask, size_t max_spans, size_t max_tables, struct sk_scan **out,
+                   struct sk_error *err);
+void sk_scan_destroy(struct sk_scan *scan);
+int sk_scan_tables(struct sk_scan *scan, const struct sk_paging *paging, uint32_t level, const void *tables,
+                   size_t ntables, struct sk_error *err);
+size_t sk_scan_take_tables(struct sk_scan *scan, const uint64_t **out);
+size_t sk_scan_spans(struct sk_scan *scan, const struct sk_span **out);
+void sk_scan_totals(const struct sk_scan *scan, struct sk_scan_totals *out);
