@@ -19,6 +19,7 @@ from sevkvm.lab.files import write_private
 
 KERNEL_META_PACKAGES: Final = ("linux-image-cloud-amd64", "linux-image-amd64")
 BUSYBOX_PACKAGE: Final = "busybox-static"
+BOOT_DIRECTORY = Path("/boot")
 _QUERY_SECONDS: Final = 60
 _DOWNLOAD_SECONDS: Final = 600
 _FILE_NBYTES_MAX: Final = 64 << 20  # a kernel image is 14 MB
@@ -32,7 +33,7 @@ class LabUnavailable(errors.SevKvmError):
 
 def find_kernel(cache: Path, progress: Progress) -> Path:
     """A bootable ``vmlinuz``: of this host, of the cache, or downloaded into it."""
-    installed = [path for path in Path("/boot").glob("vmlinuz-*") if _readable(path)]
+    installed = [path for path in BOOT_DIRECTORY.glob("vmlinuz-*") if _readable(path)]
     if installed:
         return max(installed, key=lambda path: path.stat().st_mtime)
     cached = sorted(cache.glob("vmlinuz-*"))
