@@ -48,7 +48,7 @@ class WalkStep(NamedTuple):
 
     level: int
     table_gpa: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index(), which nobody asks of a step
     entry: int
     cbit: bool
 

@@ -1,0 +1,35 @@
+"""Rules of the house that import-linter cannot see."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "sevkvm"
+
+
+def imported_names(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_only_native_touches_the_compiled_module() -> None:
+    users = {path.name for path in PACKAGE.rglob("*.py") if "sevkvm._native" in imported_names(path)}
+    assert users == {"native.py"}
+
+
+def test_tests_are_in_a_tier() -> None:
+    tiers = {path.relative_to(ROOT / "tests").parts[0] for path in (ROOT / "tests").rglob("test_*.py")}
+    assert tiers <= {"unit", "host", "kvm", "sev", "fuzz"}
+
+
+def test_every_c_source_has_its_header() -> None:
+    sources = {path.stem for path in (ROOT / "csrc").glob("sk_*.c")}
+    headers = {path.stem for path in (ROOT / "csrc").glob("sk_*.h")}
+    assert sources <= headers
