@@ -121,13 +121,14 @@ def _present(entries: list[int]) -> Iterator[tuple[int, int]]:
     return ((index, entry) for index, entry in enumerate(entries) if entry & x86.PTE_P)
 
 
-def translate(ram: Ram, root: int, levels: int, gva: int, cbit_pos: int) -> int | None:
-    """The gpa of ``gva`` in the sealed tables under ``root``; None if it is not mapped or outside RAM."""
+def translate(ram: Ram, root: int, levels: int, gva: int, cbit_pos: int | None) -> int | None:
+    """The gpa of ``gva`` in the tables under ``root``; None if it is not mapped or outside RAM."""
+    mask = x86.PTE_ADDRESS_MASK & ~(0 if cbit_pos is None else 1 << cbit_pos)
     table = root
     for level in range(levels, 0, -1):
         shift = 12 + 9 * (level - 1)
         entry: int = _TABLE.unpack_from(ram, table)[gva >> shift & 511]
-        address = entry & x86.PTE_ADDRESS_MASK & ~(1 << cbit_pos)
+        address = entry & mask
         if not entry & x86.PTE_P or address >= len(ram):
             return None
         if is_leaf(entry, level):

@@ -47,6 +47,11 @@ class PlainLinux:
         """Guest RAM as half-open gpa ranges; the rest of the file is the legacy hole."""
         return (0, LEGACY_HOLE[0]), (LEGACY_HOLE[1], self.machine.ram_nbytes)
 
+    @cached_property
+    def image(self) -> Image:
+        """For a launcher: a plain guest, for comparison."""
+        return _image(self, self.ram, self.vcpus, None)
+
 
 @dataclass(frozen=True)
 class SealedLinux:
@@ -66,15 +71,7 @@ class SealedLinux:
     @cached_property
     def image(self) -> Image:
         """For a launcher: private RAM, shared legacy hole; the file stays mapped as long as the image lives."""
-        nbytes = self.plain.machine.ram_nbytes
-        data = mapped(self.ram)
-        bounds = (0, *LEGACY_HOLE, nbytes)
-        regions = tuple(
-            Region(start, end - start, private=(start, end) != LEGACY_HOLE, data=data[start:end])
-            for start, end in pairwise(bounds)
-        )
-        slots = (Slot(0, nbytes, "ram"),)
-        return Image(slots, regions, self.vcpus, self.seal.cbit_pos, landmarks=self._landmarks())
+        return _image(self.plain, self.ram, self.vcpus, self.seal.cbit_pos)
 
     @cached_property
     def keeper_roots(self) -> dict[str, int]:
@@ -87,10 +84,27 @@ class SealedLinux:
             found |= {keeper.name: root for keeper in KEEPERS if keeper.secret == secret}
         return found
 
-    def _landmarks(self) -> tuple[Landmark, ...]:
-        """The kernel's banner, through the first vCPU's tables."""
-        gva = int(self.plain.facts.get("symbol.linux_banner", "0"), 16)
-        root = self.plain.vcpus[0].sregs.cr3 & CR3_ADDRESS_MASK
-        gpa = translate(mapped(self.ram), root, self.seal.levels, gva, self.seal.cbit_pos)
-        nbytes = len(self.plain.facts.get("version", ""))
-        return () if gpa is None or not nbytes else (Landmark("linux_banner", gva, gpa, nbytes),)
+
+def _image(plain: PlainLinux, ram: Path, vcpus: tuple[VcpuInit, ...], cbit_pos: int | None) -> Image:
+    nbytes = plain.machine.ram_nbytes
+    data = mapped(ram)
+    regions = tuple(
+        Region(
+            start,
+            end - start,
+            private=cbit_pos is not None and (start, end) != LEGACY_HOLE,
+            data=data[start:end],
+        )
+        for start, end in pairwise((0, *LEGACY_HOLE, nbytes))
+    )
+    slots = (Slot(0, nbytes, "ram"),)
+    return Image(slots, regions, vcpus, cbit_pos, landmarks=_landmarks(plain))
+
+
+def _landmarks(plain: PlainLinux) -> tuple[Landmark, ...]:
+    """The kernel's banner, through the first vCPU's tables."""
+    gva = int(plain.facts.get("symbol.linux_banner", "0"), 16)
+    root = plain.vcpus[0].sregs.cr3 & CR3_ADDRESS_MASK
+    gpa = translate(mapped(plain.ram), root, plain.machine.levels, gva, None)
+    nbytes = len(plain.facts.get("version", ""))
+    return () if gpa is None or not nbytes else (Landmark("linux_banner", gva, gpa, nbytes),)
