@@ -40,11 +40,11 @@ int sk_deputy_hold(struct sk_deputy *deputy, const int32_t *tids, size_t ntids, 
                    size_t *held, struct sk_error *err);
 void sk_deputy_release(struct sk_deputy *deputy);
 void sk_deputy_close(struct sk_deputy *deputy, uint32_t timeout_ms);
+
 /* sk_tweak.h */
 struct sk_tweak { ...; };
 void sk_tweak_init(struct sk_tweak *tweak, const uint8_t *constants);
 void sk_tweak_xor(const struct sk_tweak *tweak, uint64_t spa, const void *in, void *out, size_t nbytes);
-
 
 /* sk_walk.h */
 struct sk_paging { uint32_t levels; uint32_t nx; uint64_t cbit_mask; uint64_t address_mask; ...; };
