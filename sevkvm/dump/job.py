@@ -13,7 +13,7 @@ from sevkvm.dump.notes import core_notes
 from sevkvm.dump.pieces import Hole, HoleReason, Piece, physical_pieces, virtual_pieces, whole_ram
 from sevkvm.dump.plan import DumpFormat, Layout, Placed, merge_placed
 from sevkvm.dump.raw import RawWriter
-from sevkvm.dump.virtual import mapped_pieces
+from sevkvm.dump.virtual import mappings
 
 if TYPE_CHECKING:
     from sevkvm.dump.output import Target
@@ -111,7 +111,7 @@ def _select(guest: DumpSource, options: DumpOptions) -> tuple[int, int, list[Pie
     if options.gpa is not None:
         raise errors.UsageError("--gpa and --gva exclude each other")
     start, end = options.gva
-    mapped = mapped_pieces(guest.translate, start, end)
+    mapped = mappings(guest.translate, start, end)
     return start, end, *virtual_pieces(mapped, guest.slots, start, end)
 
 

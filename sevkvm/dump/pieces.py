@@ -42,14 +42,30 @@ class Hole:
 
 
 @dataclass(frozen=True, slots=True)
+class Mapping:
+    """Guest-virtual memory at ``gva`` that the page tables map to ``gpa``; ``private`` is the leaf's C-bit."""
+
+    gva: int
+    gpa: int
+    nbytes: int
+    private: bool
+
+    @property
+    def end(self) -> int:
+        """First gva past it."""
+        return self.gva + self.nbytes
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
-    """Guest memory that the file shall hold, inside one slot.
+    """Guest memory that the file shall hold, inside one slot; the VMM keeps it at ``hva``.
 
     address: what a reader of the dump asks for, a gpa or a gva. private: None means that the page map knows.
     """
 
     address: int
     gpa: int
+    hva: int
     nbytes: int
     private: bool | None = None
 
@@ -69,7 +85,10 @@ def whole_ram(slots: SlotMap) -> tuple[int, int]:
 def physical_pieces(slots: SlotMap, start: int, end: int) -> tuple[list[Piece], list[Hole]]:
     """The guest memory in gpa ``[start, end)``, a piece a slot, and the rest; UsageError when there is none."""
     _check_range(start, end)
-    pieces = [Piece(extent.gpa, extent.gpa, extent.nbytes) for extent in slots.extents(start, end - start)]
+    pieces = [
+        Piece(extent.gpa, extent.gpa, extent.hva, extent.nbytes)
+        for extent in slots.extents(start, end - start)
+    ]
     if not pieces:
         raise errors.UsageError(
             f"no guest memory in gpa 0x{start:x}:0x{end:x}",
@@ -79,23 +98,23 @@ def physical_pieces(slots: SlotMap, start: int, end: int) -> tuple[list[Piece], 
 
 
 def virtual_pieces(
-    mapped: Iterable[Piece], slots: SlotMap, start: int, end: int
+    mappings: Iterable[Mapping], slots: SlotMap, start: int, end: int
 ) -> tuple[list[Piece], list[Hole]]:
-    """Mappings (``address`` is the gva, ascending, not overlapping) cut to gva ``[start, end)`` and to slots."""
+    """Mappings (ascending, not overlapping) cut to gva ``[start, end)`` and to slots, and what is missing."""
     _check_range(start, end)
     pieces: list[Piece] = []
     holes: list[Hole] = []
     at = start
-    for mapping in mapped:
-        low, high = max(mapping.address, start), min(mapping.end, end)
+    for mapping in mappings:
+        low, high = max(mapping.gva, start), min(mapping.end, end)
         if low >= high:
             continue
         if low > at:
             holes.append(Hole(at, low - at, HoleReason.NOT_MAPPED))
-        offset = mapping.address - mapping.gpa
+        to_gva = mapping.gva - mapping.gpa
         found = [
-            Piece(extent.gpa + offset, extent.gpa, extent.nbytes, mapping.private)
-            for extent in slots.extents(low - offset, high - low)
+            Piece(extent.gpa + to_gva, extent.gpa, extent.hva, extent.nbytes, mapping.private)
+            for extent in slots.extents(low - to_gva, high - low)
         ]
         holes += gaps(found, low, high, HoleReason.NOT_RAM)
         pieces += found

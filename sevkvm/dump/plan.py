@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from sevkvm import errors
@@ -72,17 +72,19 @@ def notes_offset(nphdrs: int) -> int:
 
 
 def merge_placed(parts: Iterable[Placed]) -> list[Placed]:
-    """Neighbours that continue each other in address, gpa and file, as one segment; ``private`` is dropped."""
-    segments: list[Placed] = []
+    """Neighbours that continue each other in address, gpa, hva and file, as one; ``private`` is dropped.
+
+    QEMU merges by the same rule, so its cores have the same segments.
+    """
+    merged: list[Placed] = []
     for part in parts:
-        piece = part.piece
-        if segments and _continues(segments[-1], part):
-            first = segments[-1]
-            nbytes = first.piece.nbytes + piece.nbytes
-            segments[-1] = Placed(Piece(first.piece.address, first.piece.gpa, nbytes), first.offset)
+        if merged and _continues(merged[-1], part):
+            first = merged[-1]
+            nbytes = first.piece.nbytes + part.piece.nbytes
+            merged[-1] = Placed(replace(first.piece, nbytes=nbytes), first.offset)
         else:
-            segments.append(Placed(Piece(piece.address, piece.gpa, piece.nbytes), part.offset))
-    return segments
+            merged.append(Placed(replace(part.piece, private=None), part.offset))
+    return merged
 
 
 def cut(placed: Iterable[Placed], holes: Iterable[Hole]) -> Iterator[Placed]:
@@ -109,15 +111,18 @@ def round_up(nbytes: int, unit: int = x86.PAGE_NBYTES) -> int:
 
 
 def _continues(first: Placed, then: Placed) -> bool:
-    nbytes = first.piece.nbytes
+    ahead = first.piece.nbytes
     return (
         first.piece.end == then.piece.address
-        and first.piece.gpa + nbytes == then.piece.gpa
-        and first.offset + nbytes == then.offset
+        and first.piece.gpa + ahead == then.piece.gpa
+        and first.offset + ahead == then.offset
+        and first.piece.hva + ahead == then.piece.hva
     )
 
 
 def _slice(part: Placed, start: int, end: int) -> Placed:
     skip = start - part.piece.address
-    piece = Piece(start, part.piece.gpa + skip, end - start, part.piece.private)
+    piece = replace(
+        part.piece, address=start, gpa=part.piece.gpa + skip, hva=part.piece.hva + skip, nbytes=end - start
+    )
     return Placed(piece, part.offset + skip)
