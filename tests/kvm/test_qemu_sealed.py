@@ -54,3 +54,11 @@ def test_qemu_finds_a_keepers_secret_where_we_do(linux: SealedLinux) -> None:
     assert gpa is not None
     with sealed_qemu(linux) as vmm:
         assert physical_memory(vmm, gpa, SECRET_NBYTES) == KEEPERS[0].secret
+
+
+def test_qemus_own_walker_agrees_on_the_plain_guest(linux: SealedLinux) -> None:
+    (banner,) = linux.plain.image.landmarks
+    with sealed_qemu(linux.plain) as vmm:
+        assert vmm.hmp(f"gva2gpa 0x{banner.gva:x}") == f"gpa: 0x{banner.gpa:x}\n"
+        text = physical_memory(vmm, banner.gpa, banner.nbytes)
+    assert text.decode() == linux.plain.facts["version"]

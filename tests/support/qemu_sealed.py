@@ -3,7 +3,9 @@
 with SevHost() as host, sealed_qemu(linux, popen=host.popen, sev_policy=0) as vmm:
     ...                      # a dump of vmm.pid, vmm.vm_fd returns linux.ram, byte for byte
 with sealed_qemu(linux) as vmm:
-    ...                      # the same bytes, not encrypted
+    ...                      # the same bytes, not encrypted: C-bits without a meaning
+with sealed_qemu(linux.plain) as vmm:
+    ...                      # the plain guest
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from sevkvm.host.deputy import Deputy
 from sevkvm.host.kvm import VcpuFd, VmFd
 from sevkvm.host.port import IoctlPort
 from sevkvm.lab.files import mapped
-from sevkvm.lab.sealed import LEGACY_HOLE, SealedLinux
+from sevkvm.lab.sealed import LEGACY_HOLE, PlainLinux, SealedLinux
 from tests.support.qemu import QemuVmm, qemu
 
 # KVM takes a CR3 with a high C-bit only from a guest whose CPUID has physical addresses that long.
@@ -24,13 +26,15 @@ CPU = "EPYC,phys-bits=52"
 
 
 @contextmanager
-def sealed_qemu(linux: SealedLinux, *, sev_policy: int | None = None, **options: Any) -> Iterator[QemuVmm]:
+def sealed_qemu(
+    linux: SealedLinux | PlainLinux, *, sev_policy: int | None = None, **options: Any
+) -> Iterator[QemuVmm]:
     """QEMU of the right size with that Linux in it; see ``qemu_argv`` for the options.
 
     With a policy the RAM is encrypted through KVM_SEV_DBG_ENCRYPT, so the VMM must be on a (pretend) SEV host,
     and the policy must allow debugging. Five-level guests need a KVM that takes CR4.LA57.
     """
-    machine = linux.plain.machine
+    machine = _plain(linux).machine
     extra = ["-cpu", CPU, *options.pop("extra", ())]
     options |= {"ram": f"{machine.ram_nbytes >> 20}M", "cpus": machine.cpus, "extra": extra}
     with qemu(sev_policy=sev_policy, **options) as vmm:
@@ -43,12 +47,16 @@ def sealed_qemu(linux: SealedLinux, *, sev_policy: int | None = None, **options:
         yield vmm
 
 
-def load_ram(vmm: QemuVmm, linux: SealedLinux, port: IoctlPort, *, encrypt: bool) -> None:
-    """Write the sealed RAM into the VMM's. The legacy hole stays: QEMU shows its ROMs there."""
+def _plain(linux: SealedLinux | PlainLinux) -> PlainLinux:
+    return linux if isinstance(linux, PlainLinux) else linux.plain
+
+
+def load_ram(vmm: QemuVmm, linux: SealedLinux | PlainLinux, port: IoctlPort, *, encrypt: bool) -> None:
+    """Write the RAM into the VMM's. The legacy hole stays: QEMU shows its ROMs there."""
     vm = VmFd(port, vmm.vm_fd)
     ram_hva = vmm.gpa2hva(0)
     data = mapped(linux.ram)
-    for first, end in linux.plain.private_ranges:
+    for first, end in _plain(linux).private_ranges:
         assert end <= LEGACY_HOLE[0] or first >= LEGACY_HOLE[1]
         for gpa in range(first, end, port.scratch_nbytes):
             nbytes = min(port.scratch_nbytes, end - gpa)
