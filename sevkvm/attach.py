@@ -294,6 +294,11 @@ def _with_cbit(
 ) -> SevInfo:
     """The C-bit position, from whoever knows it first; unknown stays None and is refused where it is needed."""
     if options.cbit_pos is not None:
+        if plausible_cbit(options.cbit_pos) is None:
+            raise errors.UsageError(
+                f"bit {options.cbit_pos} cannot be the C-bit",
+                help="it is one of 32 to 51; 47 or 51 on EPYC so far",
+            )
         return replace(info, cbit_pos=options.cbit_pos, cbit_source="option")
     if facts.cbit_pos is not None:
         return replace(info, cbit_pos=facts.cbit_pos, cbit_source="qmp")

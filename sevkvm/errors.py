@@ -16,6 +16,8 @@ EXIT_NO_VM = 4
 EXIT_FORBIDDEN = 5
 EXIT_HOLES = 6
 
+_POLICY_FAILURE = 0x07  # abi.sev.FwStatus, which stands above this module
+
 
 class SevKvmError(Exception):
     """Base of all errors; ``help`` says what to do next, or is None."""
@@ -82,6 +84,8 @@ class FirmwareError(SevKvmError, OSError):
 
     def __init__(self, command: str, status: int, status_name: str, *, help: str | None = None) -> None:
         super().__init__(f"{command}: firmware answered {status_name} (0x{status:02x})", help=help)
+        if status == _POLICY_FAILURE:
+            self.exit_code = EXIT_FORBIDDEN
         self.command = command
         self.status = status
         self.status_name = status_name
@@ -116,10 +120,11 @@ class MemoryFault(SevKvmError, OSError):
 
 
 class PageNotPresent(MemoryFault):
-    """The guest's page tables do not map this ``gva``."""
+    """The guest's page tables do not map this ``gva``; ``level`` is 0 where not even the root could be read."""
 
     def __init__(self, gva: int, *, level: int, index: int, entry: int, reason: str = "not present") -> None:
-        super().__init__("gva", gva, reason=f"{reason} at level {level}, index {index}, entry 0x{entry:016x}")
+        where = f" at level {level}, index {index}, entry 0x{entry:016x}" if level else ""
+        super().__init__("gva", gva, reason=reason + where)
         self.level = level
         self.index = index
         self.entry = entry

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from sevkvm import errors
 from sevkvm.memory.policy import SevInfo, SevKind
 from sevkvm.paging.form import PagingForm
+from sevkvm.paging.walk import Walker
 from sevkvm.vcpu import VcpuState, paging_levels, root_gpa
 
 if TYPE_CHECKING:
@@ -149,57 +150,27 @@ class Guest:
         return list(forms)
 
     def translate(self, gva: int, form: PagingForm | None = None) -> Translation:
-        """Walk the guest's tables for one address."""
-        from sevkvm.paging.walk import translate
-
-        form = form or self.paging()
-        if form.levels == 0:
-            return self._identity(gva)
-        return translate(self.memory, form, gva)
+        """Walk the guest's tables for one address; a miss is an answer."""
+        return Walker(self.memory, form or self.paging()).translate(gva)
 
     def read_virtual(self, gva: int, nbytes: int, form: PagingForm | None = None) -> bytes:
         """Exactly nbytes at ``gva``; PageNotPresent or MemoryFault name the first byte that cannot be read."""
-        form = form or self.paging()
         parts: list[bytes] = []
-        done = 0
-        while done < nbytes:
-            at = gva + done
-            hit = self.translate(at, form)
-            if hit.gpa is None or hit.page_nbytes is None:
-                step = hit.steps[-1] if hit.steps else None
-                raise errors.PageNotPresent(
-                    at,
-                    level=step.level if step else 0,
-                    index=step.index if step else 0,
-                    entry=step.entry if step else 0,
-                    reason=hit.fault or "not-present",
-                )
-            piece = min(nbytes - done, hit.page_nbytes - (at & (hit.page_nbytes - 1)))
+        for piece in Walker(self.memory, form or self.paging()).pieces(gva, nbytes):
+            if piece.gpa is None:
+                raise _not_present(piece.gva, piece.translation)
             try:
-                parts.append(self.memory.read(hit.gpa, piece, hit.private))
+                parts.append(self.memory.read(piece.gpa, piece.nbytes, piece.private))
             except errors.MemoryFault as fault:
-                raise errors.MemoryFault("gva", at + (fault.address - hit.gpa), reason=str(fault)) from fault
-            done += piece
+                at = piece.gva + (fault.address - piece.gpa)
+                raise errors.MemoryFault(
+                    "gva", at, reason=f"at gpa 0x{fault.address:x}: {fault.reason}"
+                ) from fault
         return b"".join(parts)
 
     def read_physical(self, gpa: int, nbytes: int) -> bytes:
         """Exactly nbytes at ``gpa`` as the encrypted guest's private memory; MemoryFault otherwise."""
         return self.memory.read(gpa, nbytes)
-
-    def _identity(self, gva: int) -> Translation:
-        """Paging off: linear addresses are physical, and an encrypted guest's are all private."""
-        from sevkvm.paging.walk import Translation
-
-        return Translation(
-            gva,
-            gpa=gva,
-            page_nbytes=4096,
-            private=self.sev.encrypted,
-            writable=True,
-            user=True,
-            nx=False,
-            steps=(),
-        )
 
     def _state(self, index: int | None) -> VcpuState:
         states = self.registers()
@@ -218,6 +189,16 @@ class Guest:
                 help="say it with --cbit-pos: 47 on EPYC Naples and Rome, 51 on Milan and Genoa",
             )
         return self.sev.cbit_pos if self.sev.encrypted else None
+
+
+def _not_present(gva: int, miss: Translation) -> errors.PageNotPresent:
+    """The error for a miss; with no step it is the root table that cannot be read, or a gva that is none."""
+    level, index, entry = (
+        (miss.steps[-1].level, miss.steps[-1].index, miss.steps[-1].entry) if miss.steps else (0, 0, 0)
+    )
+    return errors.PageNotPresent(
+        gva, level=level, index=index, entry=entry, reason=miss.fault or "not-present"
+    )
 
 
 def paging_levels_or_zero(state: VcpuState) -> int:
