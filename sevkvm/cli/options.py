@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from sevkvm.cli.command import SectionOption
 from sevkvm.cli.run import say, warn
-from sevkvm.cli.values import ADDRESS, number
+from sevkvm.cli.values import ADDRESS, SECONDS, number
+from sevkvm.errors import SevKvmError
 
 if TYPE_CHECKING:
     from sevkvm.guest import Guest
@@ -19,19 +20,20 @@ if TYPE_CHECKING:
 _MOST_PID = 1 << 22  # PID_MAX_LIMIT of include/linux/threads.h
 _MOST_FD = (1 << 31) - 1
 _MOST_VCPU = 4095
+_SECTION = "Which guest, and how to reach it"
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 class GuestSession:
-    """What the guest options said: opens the guest, keeps what it cost.
+    """What the guest options said: opens the guest, and tells what it cost.
 
-    ``stats`` is filled when the guest is left; ``with_stats`` is whether ``--stats`` was given.
+    ``arguments`` are those of AttachOptions; ``stats`` is filled when the guest is left.
     """
 
-    def __init__(self, arguments: dict[str, Any], with_stats: bool) -> None:
+    def __init__(self, arguments: dict[str, Any]) -> None:
         self.arguments = arguments
-        self.with_stats = with_stats
         self.stats: dict[str, int] | None = None
-        self._told = False
 
     @contextmanager
     def open(self, *, need_debug: bool = True) -> Iterator[Guest]:
@@ -43,23 +45,35 @@ class GuestSession:
             try:
                 yield guest
             finally:
-                self.stats = guest.stats()
+                with suppress(SevKvmError):  # a VMM that is gone: the first error is the one to tell
+                    self.stats = guest.stats()
 
-    def add_stats(self, answer: dict[str, Any]) -> dict[str, Any]:
-        """Put the counts into a JSON object, under ``stats``, if ``--stats`` asks for them."""
-        if self.with_stats and self.stats is not None:
-            answer["stats"] = self.stats
-            self._told = True
-        return answer
+    def tell_stats(self, *, as_json: bool) -> None:
+        """Print the counts, if there are any, as one line on stderr: NAME=NUMBER each, or a JSON object."""
+        if self.stats is None:
+            return
+        if as_json:
+            import json
 
-    def tell_stats(self) -> None:
-        """Print the counts on stderr, unless a JSON object has carried them: one line, NAME=NUMBER each."""
-        if self.with_stats and self.stats is not None and not self._told:
+            click.echo(json.dumps({"stats": self.stats}), err=True)
+        else:
             say("stats: " + " ".join(f"{name}={value}" for name, value in self.stats.items()))
 
 
-def _guest_option(*names: str, **settings: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    return click.option(*names, cls=SectionOption, section="Which guest, and how to reach it", **settings)
+def _guest_option(*names: str, **settings: Any) -> Decorator:
+    return click.option(*names, cls=SectionOption, section=_SECTION, **settings)
+
+
+def _timeout(**settings: Any) -> Decorator:
+    return click.option(
+        "--timeout",
+        type=SECONDS,
+        default=5.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="Longest wait for the VMM or its monitor.",
+        **settings,
+    )
 
 
 def complete_pid(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -93,21 +107,14 @@ _OPTIONS = (
         help="Guest RAM in the VMM's memory; repeatable.",
     ),
     _guest_option(
-        "--cbit-pos", type=number(12, 51), metavar="N", help="The C-bit's position in page-table entries."
+        "--cbit-pos", type=number(32, 51), metavar="N", help="The C-bit's position in page-table entries."
     ),
     _guest_option(
         "--cr3", type=ADDRESS, metavar="ADDR", help="Root of the page tables, instead of a vCPU's CR3."
     ),
     _guest_option("--vcpu", type=number(0, _MOST_VCPU), metavar="N", help="Use this vCPU's registers."),
-    _guest_option(
-        "--timeout",
-        type=click.FloatRange(min=0, min_open=True, max=3600),
-        default=5.0,
-        show_default=True,
-        metavar="SECONDS",
-        help="Longest wait for the VMM or its monitor.",
-    ),
-    _guest_option("--stats", "with_stats", is_flag=True, help="Tell what it cost, on stderr at the end."),
+    _timeout(cls=SectionOption, section=_SECTION),
+    _guest_option("--stats", "with_stats", is_flag=True, help="Tell on stderr what it cost."),
 )
 _NAMES = ("pid", "vm_fd", "qmp", "libvirt", "slots", "cbit_pos", "cr3", "vcpu", "timeout")
 
@@ -118,14 +125,19 @@ def guest_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def wrapper(**settings: Any) -> Any:
         arguments = {name: settings.pop(name) for name in _NAMES}
-        session = GuestSession(arguments, settings.pop("with_stats"))
-        # also when the command fails: the counts then say how far it came
-        click.get_current_context().call_on_close(session.tell_stats)
+        session = GuestSession(arguments)
+        if settings.pop("with_stats"):
+            # also when the command fails: the counts then say how far it came
+            tell = functools.partial(session.tell_stats, as_json=settings.get("as_json", False))
+            click.get_current_context().call_on_close(tell)
         return function(session=session, **settings)
 
+    decorated: Callable[..., Any] = wrapper
     for option in reversed(_OPTIONS):
-        wrapper = option(wrapper)
-    return wrapper
+        decorated = option(decorated)
+    return decorated
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/json.md).")
+
+timeout_option = _timeout()

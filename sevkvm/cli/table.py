@@ -23,6 +23,13 @@ PRACTICE = "Practice without SEV hardware"
 SHELL = "Shell"
 
 COMMANDS = {
+    "list": Entry("list", "the KVM guests of this host, and which may be debugged", GUESTS),
+    "status": Entry("status", "what protects a guest; its policy, state, C-bit, memory slots", GUESTS),
+    "regs": Entry("regs", "registers of its vCPUs", MEMORY),
+    "translate": Entry("translate", "where virtual addresses go, by its page tables", MEMORY),
+    "x": Entry("x", "print virtual memory, as QEMU's monitor does", MEMORY),
+    "xp": Entry("xp", "print physical memory, as QEMU's monitor does", MEMORY),
+    "dump": Entry("dump", "write its memory to a file", FILES),
     "lab": Entry("lab", "start a small guest whose every byte is known", PRACTICE),
     "completion": Entry("completion", "print the completion script of a shell", SHELL),
 }

@@ -10,11 +10,13 @@ import click
 # click's type became generic in 8.4; older ones cannot be subscripted.
 if TYPE_CHECKING:
     IntType = click.ParamType[int]
+    FloatType = click.ParamType[float]
     AnyType = click.ParamType[Any]
 else:
-    IntType = AnyType = click.ParamType
+    IntType = FloatType = AnyType = click.ParamType
 
 ADDRESS_END = 1 << 64
+MOST_SECONDS = 3600
 _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 
 
@@ -105,6 +107,19 @@ class _NumberType(IntType):
         return number
 
 
+class _SecondsType(FloatType):
+    name = "seconds"
+
+    def convert(self, value: str | float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = 0.0
+        if not 0 < seconds <= MOST_SECONDS:  # refuses NaN as well
+            self.fail(f"'{value}' is not a number of seconds, above 0 and at most {MOST_SECONDS}", param, ctx)
+        return seconds
+
+
 class _RangeType(AnyType):
     name = "range"
 
@@ -119,6 +134,7 @@ class _RangeType(AnyType):
 
 ADDRESS = _AddressType()
 RANGE = _RangeType()
+SECONDS = _SecondsType()
 
 
 def number(least: int, most: int) -> IntType:

@@ -1,0 +1,116 @@
+"""What ``sevkvm x`` and ``sevkvm xp`` have in common: ``[/FMT] ADDRESS`` in, QEMU's lines or JSON out."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import click
+
+from sevkvm.cli.render import hexadecimal, print_json, size
+from sevkvm.cli.values import parse_address
+from sevkvm.errors import EXIT_HOLES, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sevkvm.cli.options import GuestSession
+    from sevkvm.guest import Guest
+    from sevkvm.monitor.examine import ExamineFormat, Reader
+
+_HELD_NBYTES = 1 << 20
+_JSON_NBYTES = 16 << 20
+_PAGE = 4096
+
+
+@dataclass(frozen=True)
+class Question:
+    """What was asked; ``space`` is ``gva`` or ``gpa``."""
+
+    space: str
+    address: int
+    format: ExamineFormat
+
+
+def parse_question(space: str, words: tuple[str, ...]) -> Question:
+    """``[/FMT] ADDRESS``; click.UsageError or UsageError for anything else."""
+    from sevkvm.monitor.examine import parse_format
+
+    context = click.get_current_context()
+    if len(words) > 2 or (len(words) == 2 and not words[0].startswith("/")):
+        raise click.UsageError("give one address, and before it a format such as /16xg", context)
+    fmt = parse_format(words[0] if len(words) == 2 else "/")
+    try:
+        return Question(space, parse_address(words[-1]), fmt)
+    except ValueError as error:
+        raise click.UsageError(str(error), context) from None
+
+
+def answer(
+    session: GuestSession,
+    question: Question,
+    reading: Callable[[Guest], Callable[[int, int], bytes]],
+    *,
+    as_json: bool,
+    need_debug: bool = True,
+) -> None:
+    """Read and print; exit with 6 when the answer ends early.
+
+    ``reading`` picks how the guest is read: a function of (address, nbytes) that gives all of it or raises
+    MemoryFault. Up to 1 MiB is read in one go while the guest stands still, and printed when it runs again; more is
+    printed as it is read, from a guest that runs on.
+    """
+    from sevkvm.monitor.examine import examine, short_reads
+
+    nbytes = question.format.nbytes
+    if as_json and nbytes > _JSON_NBYTES:
+        raise UsageError(
+            f"{size(nbytes)} are too much for JSON", help="`sevkvm dump` writes memory to a file"
+        )
+    at_once = nbytes <= _HELD_NBYTES
+    with session.open(need_debug=need_debug) as guest, guest.held() if at_once else nullcontext():
+        reader = short_reads(reading(guest))
+        if as_json:
+            data = b"".join(_pieces(reader, question.address, nbytes))
+        else:
+            examination = examine(reader, question.format, question.address)
+            if at_once:
+                lines = list(examination)
+            else:
+                for line in examination:
+                    sys.stdout.write(line + "\n")
+    if as_json:
+        print_json(_as_json(question, data))
+        complete = len(data) == nbytes
+    else:
+        complete = examination.failed_at is None
+        if at_once:
+            click.echo("".join(line + "\n" for line in lines), nl=False)
+    if not complete:
+        click.get_current_context().exit(EXIT_HOLES)
+
+
+def _pieces(reader: Reader, address: int, nbytes: int) -> Iterator[bytes]:
+    """The readable bytes from ``address``, up to the first that is not, in pieces within a page."""
+    end = min(address + nbytes, 1 << 64)
+    while address < end:
+        want = min(_PAGE - address % _PAGE, end - address)
+        data = reader(address, want)
+        yield data
+        if len(data) < want:
+            return
+        address += want
+
+
+def _as_json(question: Question, data: bytes) -> dict[str, object]:
+    complete = len(data) == question.format.nbytes
+    return {
+        "address_space": question.space,
+        "address": hexadecimal(question.address),
+        "size": len(data),
+        "bytes": data.hex(),
+        "complete": complete,
+        "failed_at": None if complete else hexadecimal(question.address + len(data)),
+    }

@@ -1,0 +1,45 @@
+"""A progress bar on stderr, where somebody can see it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Progress = Callable[[int, int], None]
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Progress | None]:
+    """Yield what to call with (bytes done, bytes in all); None when stderr is no terminal.
+
+    The bar is drawn from the calls themselves, so that no thread of ours runs beside the one that owns ptrace.
+    """
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    bar = Bar(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
+    task = bar.add_task(what, total=None)
+
+    def advance(done: int, total: int) -> None:
+        # the clock decides when the screen is drawn again: ten times a second at most
+        now = bar.get_time()
+        bar.update(task, completed=done, total=total)
+        if done >= total or now - drawn[0] >= 0.1:
+            drawn[0] = now
+            bar.refresh()
+
+    with bar:
+        drawn = [bar.get_time()]
+        yield advance
