@@ -23,15 +23,21 @@ def test_there_is_none_without_a_terminal(monkeypatch):
 
 
 @pytest.fixture
-def terminal(monkeypatch):
-    terminal = Terminal()
-    monkeypatch.setattr("sys.stderr", terminal)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "100")
-    return terminal
+def on_terminal(monkeypatch):
+    """Give the test a terminal for stderr; called in its body, where pytest has put its own stderr in place."""
+
+    def replace():
+        terminal = Terminal()
+        monkeypatch.setattr("sys.stderr", terminal)
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("COLUMNS", "100")
+        return terminal
+
+    return replace
 
 
-def test_it_shows_how_much_how_fast_and_what_is_left(terminal):
+def test_it_shows_how_much_how_fast_and_what_is_left(on_terminal):
+    terminal = on_terminal()
     threads = threading.active_count()
     with progress_bar("dumping") as progress:
         progress(1 << 20, 4 << 20)
@@ -39,13 +45,21 @@ def test_it_shows_how_much_how_fast_and_what_is_left(terminal):
         assert threading.active_count() == threads
     shown = terminal.getvalue()
     assert "dumping" in shown
-    assert "4.2/4.2 MB" in shown or "4.0/4.0 MiB" in shown
+    assert "4.0/4.0 MiB" in shown
+    assert "/s" in shown
     assert "0:00:00" in shown
 
 
-def test_an_error_leaves_the_terminal_as_it_was(terminal):
-    with pytest.raises(OSError, match="disk full"), progress_bar("dumping") as progress:
+def fail_half_way():
+    with progress_bar("dumping") as progress:
         progress(1, 2)
         raise OSError("disk full")
-    assert terminal.getvalue().rstrip().endswith("\x1b[2K")  # the bar's line is erased
-    assert terminal.getvalue().count("\x1b[?25l") == terminal.getvalue().count("\x1b[?25h")
+
+
+def test_an_error_leaves_the_terminal_as_it_was(on_terminal):
+    terminal = on_terminal()
+    with pytest.raises(OSError, match="disk full"):
+        fail_half_way()
+    shown = terminal.getvalue()
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1  # the cursor
+    assert shown.rstrip().endswith("\x1b[2K")  # the bar's line is erased
