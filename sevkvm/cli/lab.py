@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from sevkvm import errors
 from sevkvm.abi import sev
 from sevkvm.cli.command import command as sevkvm_command
+from sevkvm.cli.run import say
 from sevkvm.cli.values import number, parse_nbytes
 from sevkvm.lab import lifetime
 from sevkvm.lab.cpuid import host_cbit_position
@@ -21,6 +22,9 @@ from sevkvm.lab.vmm import LaunchOptions, launched
 
 if TYPE_CHECKING:
     from sevkvm.lab.image import Image
+
+_SMALL_NBYTES: Final = 64 << 20
+_LINUX_NBYTES: Final = 256 << 20
 
 
 def _size(text: str) -> int:
@@ -40,12 +44,26 @@ def _size(text: str) -> int:
     sevkvm lab --policy 0x1
     # not encrypted; end it after a minute
     sevkvm lab --plain --memory 256M --seconds 60
+    # a sealed Linux; its first start takes a while
+    sevkvm shim -- sevkvm lab --linux
     # look at its secret, with the JSON line's "arguments"
     sevkvm x --pid PID --vm-fd N --slot GPA:SIZE:HVA ... /64c 0xffff888000100000
     """,
 )
 @click.option(
-    "--memory", type=_size, metavar="SIZE", default="64M", show_default=True, help="RAM: a multiple of 2 MiB."
+    "--memory",
+    type=_size,
+    metavar="SIZE",
+    help="RAM: a multiple of 2 MiB.  [default: 64M, with --linux 256M]",
+)
+@click.option(
+    "--linux", is_flag=True, help="A real Linux, booted once under emulation, instead of the small guest."
+)
+@click.option(
+    "--kernel",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="VMLINUZ",
+    help="Which Linux; otherwise the host's or Debian's.",
 )
 @click.option(
     "--policy",
@@ -77,45 +95,61 @@ def _size(text: str) -> int:
 @click.option("--seconds", type=click.FloatRange(0), help="End by itself after so long.")
 @click.option("--digest", is_flag=True, help="Add the SHA-256 of each slot's plaintext to the JSON line.")
 def command(
-    memory: int,
+    *,
     policy: int,
     es: bool,
     plain: bool,
-    cbit_pos: int | None,
-    vcpus: int,
-    levels: str,
-    pcid: bool,
     backing: str,
     run: bool,
     seconds: float | None,
     digest: bool,
+    **guest: Any,
 ) -> None:
-    """Start a small guest whose every byte is known, and keep it until Ctrl-C, SIGTERM or the end of the input.
+    """Start a guest to practise on, and keep it until Ctrl-C, SIGTERM or the end of the input.
 
-    The guest is launched as the kernel documents it for SEV: page tables with the C-bit, private and shared pages,
-    4 KiB, 2 MiB and 1 GiB mappings, a read-only ROM, RAM above 4 GiB. When it stands, one line of JSON on stdout
-    tells its process, descriptors, memory slots and landmarks.
+    It is launched as the kernel documents it for SEV. Every byte of the small guest is known: page tables with the
+    C-bit, private and shared pages, 4 KiB, 2 MiB and 1 GiB mappings, a read-only ROM, RAM above 4 GiB. When it
+    stands, one line of JSON on stdout tells its process, descriptors, memory slots and landmarks.
     """
-    if plain and (es or policy or cbit_pos is not None):
+    if plain and (es or policy or guest["cbit_pos"] is not None):
         raise errors.UsageError(
             "--plain is a guest without encryption: no --es, --policy or --cbit-pos with it"
         )
     policy |= sev.POLICY_ES if es else 0
     if not plain and not Path("/dev/sev").exists():
         raise errors.PlatformUnsupported("no /dev/sev", help=f"{START_HELP}; or a --plain guest")
-    if not plain and cbit_pos is None:
-        cbit_pos = host_cbit_position()
-    image = demo_image(
-        DemoOptions(memory, cbit_pos=cbit_pos, levels=int(levels), pcid=pcid, vcpus=vcpus),
-    )
+    if not plain and guest["cbit_pos"] is None:
+        guest["cbit_pos"] = host_cbit_position()
+    if guest["linux"] and run:
+        raise errors.UsageError("--linux is a guest to look at: it has no devices to run with")
+    image = _linux(**guest) if guest.pop("linux") else _small_guest(**guest)
     options = LaunchOptions(None if plain else policy, Backing(backing), run)
     with lifetime.ending_signals() as signal_fd, launched(image, options) as vm:
         facts = vm.describe()
         if digest:
-            facts["sha256"] = _digests(image)
+            facts["sha256"] = {slot.name: image.sha256(slot) for slot in image.slots}
         lifetime.say(json.dumps(facts))
         lifetime.wait_for_end(signal_fd, seconds)
 
 
-def _digests(image: Image) -> dict[str, str]:
-    return {slot.name: image.sha256(slot) for slot in image.slots}
+def _small_guest(
+    *, memory: int | None, kernel: Path | None, cbit_pos: int | None, vcpus: int, levels: str, pcid: bool
+) -> Image:
+    if kernel:
+        raise errors.UsageError("--kernel goes with --linux")
+    nbytes = _SMALL_NBYTES if memory is None else memory
+    return demo_image(DemoOptions(nbytes, cbit_pos=cbit_pos, levels=int(levels), pcid=pcid, vcpus=vcpus))
+
+
+def _linux(
+    *, memory: int | None, kernel: Path | None, cbit_pos: int | None, vcpus: int, levels: str, pcid: bool
+) -> Image:
+    from sevkvm.lab.emulator import Machine
+    from sevkvm.lab.linux import plain_linux, sealed_linux
+
+    if pcid:
+        raise errors.UsageError("--linux sets its own CR3: no --pcid with it")
+    machine = Machine(_LINUX_NBYTES if memory is None else memory, vcpus, levels == "5")
+    if cbit_pos is None:
+        return plain_linux(machine, kernel=kernel, progress=say).image
+    return sealed_linux(machine, cbit_pos=cbit_pos, kernel=kernel, progress=say).image

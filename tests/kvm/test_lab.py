@@ -16,11 +16,13 @@ from sevkvm.abi import kvm
 from sevkvm.cli.lab import command
 from sevkvm.lab import cpuid
 from sevkvm.lab.demo import TEXT_GVA, DemoOptions, demo_image
+from sevkvm.lab.emulator import Machine
 from sevkvm.lab.ioctl import ioctl, open_kvm
 from sevkvm.lab.ram import Backing
 from sevkvm.lab.vcpu_thread import VcpuThread
 from sevkvm.lab.vmm import LabVm, LaunchOptions, launched, set_registers
 from tests.support.lab import lab_guest
+from tests.support.linux import require_sealed_linux
 from tests.support.qemu import require_kvm
 
 pytestmark = pytest.mark.kvm
@@ -126,6 +128,33 @@ def test_the_process_reports_where_its_guest_is() -> None:
             *(word for s in guest.slots for word in ("--slot", f"0x{s.gpa:x}:0x{s.nbytes:x}:0x{s.hva:x}")),
         ]
         assert guest.stop() == 0
+
+
+def test_a_plain_linux_is_launched_from_its_image() -> None:
+    machine = Machine()
+    image = require_sealed_linux(machine).plain.image
+    with lab_guest(linux=True, memory_mib=machine.ram_nbytes >> 20, image=image) as guest:
+        for chunk_gpa in range(0, machine.ram_nbytes, 64 << 20):
+            assert guest.host_bytes(chunk_gpa, 64 << 20) == image.plaintext(chunk_gpa, 64 << 20)
+        banner = image.landmark("linux_banner")
+        assert guest.host_bytes(banner.gpa, banner.nbytes).startswith(b"Linux version")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--plain", "--es"],
+        ["--plain", "--policy", "1"],
+        ["--plain", "--cbit-pos", "51"],
+        ["--plain", "--linux", "--run"],
+        ["--plain", "--linux", "--pcid"],
+        ["--plain", "--kernel", __file__],
+        ["--plain", "--memory", "3M"],
+    ],
+)
+def test_options_that_contradict_each_other_are_usage_errors(arguments: list[str]) -> None:
+    with pytest.raises(errors.UsageError):
+        command.main(arguments, standalone_mode=False)
 
 
 def test_memfd_backing_is_a_file_that_others_could_map() -> None:

@@ -91,6 +91,7 @@ class LabGuest:
 def lab_argv(
     *,
     policy: int | None = None,
+    linux: bool = False,
     memory_mib: int = 8,
     cbit_pos: int | None = None,
     levels: int = 4,
@@ -100,21 +101,25 @@ def lab_argv(
     run: bool = False,
     extra: Sequence[str] = (),
 ) -> list[str]:
-    """The command line; ``policy`` None is a plain VM."""
+    """The command line; ``policy`` None is a plain VM; ``linux`` needs its ``memory_mib``."""
     argv = [*PROGRAM, f"--memory={memory_mib}M", f"--levels={levels}"]
     argv += [f"--vcpus={vcpus}", f"--backing={backing}"]
     argv += ["--plain"] if policy is None else [f"--policy={policy:#x}"]
     argv += [] if cbit_pos is None else [f"--cbit-pos={cbit_pos}"]
     argv += ["--pcid"] if pcid else []
+    argv += ["--linux"] if linux else []
     argv += ["--run"] if run else []
     return argv + list(extra)
 
 
 @contextmanager
 def lab_guest(
-    *, popen: Popen = subprocess.Popen, timeout: float = 30.0, **options: Any
+    *, popen: Popen = subprocess.Popen, timeout: float = 30.0, image: Image | None = None, **options: Any
 ) -> Iterator[LabGuest]:
-    """Start it (see :func:`lab_argv`), wait until it stands, end it. ``popen``: ``SevHost.popen``, for instance."""
+    """Start it (see :func:`lab_argv`), wait until it stands, end it.
+
+    ``popen``: ``SevHost.popen``, for instance. ``image``: what a ``linux`` guest is launched from.
+    """
     environment = os.environ | {"PYTHONPATH": str(Path(sevkvm.__file__).parents[1])}
     with TemporaryFile() as stderr:
         process = popen(
@@ -130,7 +135,7 @@ def lab_guest(
                 LabSlot(int(s["gpa"], 16), s["size"], int(s["hva"], 16), s["name"], s["readonly"])
                 for s in facts["slots"]
             ]
-            image = demo_image(
+            image = image or demo_image(
                 DemoOptions(
                     options.get("memory_mib", 8) << 20,
                     cbit_pos=facts["cbit_pos"],
