@@ -115,36 +115,43 @@ void sk_walk_entry(const struct sk_paging *paging, uint32_t level, uint64_t raw,
 size_t sk_walk_table(const struct sk_paging *paging, uint32_t level, const uint64_t *table,
                      struct sk_run *out)
 {
+	const uint64_t no_gpa = 1; /* no entry's address */
+	uint64_t next_gpa = no_gpa; /* what the next entry would continue the last run with: this address, */
+	uint64_t same_bits = 0;     /* and these of run_bits */
+	uint64_t run_bits;
 	struct masks masks;
-	uint64_t next_gpa = 0; /* what would continue the current run */
-	uint32_t next_index = 0;
 	size_t nruns = 0;
 
 	if (!masks_init(&masks, paging, level))
 		return 0;
+	run_bits = ENTRY_LOW_FLAGS | masks.leaf_if | masks.cbit | masks.nx | masks.leaf_reserved;
 	for (uint32_t index = 0; index < SK_TABLE_ENTRIES; index++) {
+		struct sk_run *run;
 		uint64_t raw, gpa;
 		uint32_t flags;
-		struct sk_run *run;
 
 		/* the bytes come from anywhere, aligned or not */
 		memcpy(&raw, (const char *)table + index * sizeof raw, sizeof raw);
+		if ((raw & masks.leaf_address) == next_gpa && (raw & run_bits) == same_bits) {
+			out[nruns - 1].count++;
+			next_gpa += masks.page_nbytes;
+			continue;
+		}
+		next_gpa = no_gpa;
 		if (!(raw & ENTRY_PRESENT))
 			continue;
 		flags = decode(&masks, raw, &gpa);
-		if (nruns && flags & SK_LEAF && index == next_index && gpa == next_gpa &&
-		    flags == out[nruns - 1].flags) {
-			out[nruns - 1].count++;
-		} else {
-			run = &out[nruns++];
-			run->gpa = gpa;
-			run->page_nbytes = flags & SK_LEAF ? masks.page_nbytes : 0;
-			run->flags = flags;
-			run->first = (uint16_t)index;
-			run->count = 1;
+		run = &out[nruns++];
+		run->gpa = gpa;
+		run->page_nbytes = 0;
+		run->flags = flags;
+		run->first = (uint16_t)index;
+		run->count = 1;
+		if (flags & SK_LEAF) {
+			run->page_nbytes = masks.page_nbytes;
+			next_gpa = gpa + masks.page_nbytes;
+			same_bits = raw & run_bits;
 		}
-		next_index = index + 1;
-		next_gpa = gpa + masks.page_nbytes;
 	}
 	return nruns;
 }

@@ -49,7 +49,8 @@ void sk_walk_entry(const struct sk_paging *paging, uint32_t level, uint64_t raw,
 
 /*
  * One table as runs: neighbouring present entries that are leaves of equal flags and touching addresses
- * become one run; an entry that leads to a table is a run of its own (not SK_LEAF).
+ * become one run; an entry that leads to a table is a run of its own (not SK_LEAF). SK_RESERVED runs agree
+ * in their reserved bits too.
  * out has room for SK_TABLE_ENTRIES; returns how many were written.
  */
 struct sk_run {
