@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 from sevkvm.abi.x86 import PAGE_NBYTES
 from sevkvm.native import EntryFlag
 from sevkvm.paging.decoder import decoder_for
 from sevkvm.paging.form import PagingForm, entry_nbytes
+from sevkvm.paging.translation import (
+    NON_CANONICAL,
+    NOT_PRESENT,
+    RESERVED_BIT,
+    TABLE_UNREADABLE,
+    Piece,
+    Translation,
+    WalkStep,
+)
 
-NOT_PRESENT: Final = "not-present"
-RESERVED_BIT: Final = "reserved-bit"
-NON_CANONICAL: Final = "non-canonical"
-TABLE_UNREADABLE: Final = "table-unreadable"
+__all__ = ["Piece", "TableReader", "Translation", "WalkStep", "Walker", "translate", "translate_range"]
 
 _ENTRY: Final = struct.Struct("<Q")
 _GVA_END: Final = 1 << 64
@@ -41,49 +46,6 @@ class TableReader(Protocol):
         ``gpas`` are page-aligned and distinct. Implementations batch, and cache as long as the guest stands still.
         """
         ...
-
-
-class WalkStep(NamedTuple):
-    """One level of a walk: the entry as stored (C-bit included) at ``index`` of the table at ``table_gpa``."""
-
-    level: int
-    table_gpa: int
-    index: int  # type: ignore[assignment]  # hides tuple.index(), which nobody asks of a step
-    entry: int
-    cbit: bool
-
-
-@dataclass(frozen=True)
-class Translation:
-    """Where a gva goes. ``gpa`` is None for a miss; then ``fault`` says why and the last step says where.
-
-    ``private``: the leaf's C-bit. ``writable``, ``user``: and-ed down the walk; ``nx``: or-ed. All False for a miss.
-    ``fault``: ``not-present``, ``reserved-bit``, ``non-canonical`` (no steps) or ``table-unreadable`` (the last
-    step is the entry that leads to the table, or there is none and it is the root).
-    """
-
-    gva: int
-    gpa: int | None
-    page_nbytes: int | None
-    private: bool
-    writable: bool
-    user: bool
-    nx: bool
-    steps: tuple[WalkStep, ...]
-    fault: str | None = None
-
-
-class Piece(NamedTuple):
-    """Part of a range of guest-virtual memory: what lies in one page, or a hole (``gpa`` None) under one entry.
-
-    ``translation`` is that of ``gva``, the piece's first byte.
-    """
-
-    gva: int
-    gpa: int | None
-    nbytes: int
-    private: bool
-    translation: Translation
 
 
 class _Frame(NamedTuple):
