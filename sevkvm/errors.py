@@ -138,5 +138,14 @@ class ProtocolError(SevKvmError, ValueError):
     """The VMM's monitor answered what we cannot understand."""
 
 
+class MonitorRefused(SevKvmError):
+    """The VMM's monitor understood ``command`` and failed it; ``reason`` is what it said."""
+
+    def __init__(self, command: str, reason: str, *, help: str | None = None) -> None:
+        super().__init__(f"the monitor refused {command}: {reason}", help=help)
+        self.command = command
+        self.reason = reason
+
+
 class RegistersUnavailable(SevKvmError):
     """The vCPU's registers cannot be known (SEV-ES, no vCPU fd, several VMs in one process)."""
