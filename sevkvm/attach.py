@@ -250,12 +250,12 @@ def _open_monitor(pid: int, options: AttachOptions) -> Monitor | None:
 
 
 def _question(monitor: Monitor, pid: int, options: AttachOptions) -> _MonitorFacts:
-    from sevkvm.host import qmp, slots
+    from sevkvm.host import monitorfacts, slots
 
     return _MonitorFacts(
         slots=() if options.slots else slots.from_monitor(monitor, pid),
-        cbit_pos=None if options.cbit_pos is not None else plausible_cbit(qmp.cbit_position(monitor)),
-        vcpu_tids=tuple(qmp.vcpu_thread_ids(monitor).values()),
+        cbit_pos=None if options.cbit_pos is not None else monitorfacts.cbit_position(monitor),
+        vcpu_tids=tuple(monitorfacts.vcpu_thread_ids(monitor).values()),
     )
 
 
@@ -266,7 +266,7 @@ def _slot_map(
     from sevkvm.host import slots
 
     if options.slots:
-        raw: Sequence[RawSlot] = [slots.parse_slot(text) for text in options.slots]
+        raw: Sequence[RawSlot] = slots.from_user(options.slots, pid)
     elif facts.slots:
         raw = facts.slots
     else:
