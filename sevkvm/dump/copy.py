@@ -104,22 +104,24 @@ class Copier:
 
 
 def _zero_runs(buffer: bytearray, nbytes: int) -> Iterator[tuple[int, int, bool]]:
-    """Split ``[0, nbytes)`` into runs of ``(start, stop, all zero)``, in whole blocks but for the last one.
+    """Split ``[0, nbytes)`` into runs of ``(start, stop, all zero)``; a part of a block counts as data.
 
-    ``startswith`` at an offset is memcmp without a copy.
+    ``startswith`` at an offset is memcmp without a copy: one call a page where there are data, fewer elsewhere.
     """
-    start = at = 0
-    zero = False
-    while at < nbytes:
-        for block in (_ZERO_SPAN, _ZERO_BLOCK):
-            block_is_zero = at + len(block) <= nbytes and buffer.startswith(block, at)
-            if block_is_zero:
-                break
-        step = min(len(block), nbytes - at)
-        if block_is_zero != zero:
-            if at > start:
-                yield start, at, zero
-            start, zero = at, block_is_zero
-        at += step
-    if at > start:
-        yield start, at, zero
+    starts_with, block, span = buffer.startswith, len(_ZERO_BLOCK), len(_ZERO_SPAN)
+    data = at = 0
+    while at + block <= nbytes:
+        if not starts_with(_ZERO_BLOCK, at):
+            at += block
+            continue
+        zero = at
+        while at + span <= nbytes and starts_with(_ZERO_SPAN, at):
+            at += span
+        while at + block <= nbytes and starts_with(_ZERO_BLOCK, at):
+            at += block
+        if zero > data:
+            yield data, zero, False
+        yield zero, at, True
+        data = at
+    if data < nbytes:
+        yield data, nbytes, False

@@ -111,7 +111,7 @@ def _select(guest: DumpSource, options: DumpOptions) -> tuple[int, int, list[Pie
     if options.gpa is not None:
         raise errors.UsageError("--gpa and --gva exclude each other")
     start, end = options.gva
-    mapped = mappings(guest.translate, start, end)
+    mapped = mappings(guest.memory, guest.paging(), start, end)
     return start, end, *virtual_pieces(mapped, guest.slots, start, end)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Protocol
 
@@ -11,7 +11,7 @@ from sevkvm.abi import x86
 
 if TYPE_CHECKING:
     from sevkvm.memory.source import SlotMap
-    from sevkvm.paging.walk import Translation
+    from sevkvm.paging.form import PagingForm
     from sevkvm.vcpu import VcpuState
 
 PAGE = x86.PAGE_NBYTES
@@ -27,7 +27,11 @@ class Memory(Protocol):
         ...
 
     def readinto(self, gpa: int, private: bool, buffer: memoryview) -> int:
-        """Fill ``buffer`` from ``gpa``; short at the first byte that cannot be read and at a slot's end."""
+        """Fill ``buffer`` from ``gpa``; short at the first byte that cannot be read."""
+        ...
+
+    def read_tables(self, gpas: Sequence[int]) -> Sequence[bytes | None]:
+        """Page-table pages, for dumps of virtual memory."""
         ...
 
 
@@ -52,8 +56,8 @@ class DumpSource(Protocol):
         """Keep its vCPUs from running."""
         ...
 
-    def translate(self, gva: int) -> Translation:
-        """Walk its tables for one address; used by dumps of virtual memory only."""
+    def paging(self) -> PagingForm:
+        """How its page tables are read; used by dumps of virtual memory only."""
         ...
 
 

@@ -1,50 +1,34 @@
-"""The mappings of a range of guest-virtual addresses, found by walking."""
+"""The mappings of a range of guest-virtual addresses, found by walking the guest's tables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sevkvm.abi import x86
 from sevkvm.dump.pieces import Mapping
+from sevkvm.paging.walk import translate_range
 
 if TYPE_CHECKING:
-    from sevkvm.paging.walk import Translation
+    from sevkvm.paging.form import PagingForm
+    from sevkvm.paging.walk import TableReader
 
-_CANONICAL_STEP = 1 << 47  # both ends of the non-canonical gap are multiples of it, with 4 and with 5 levels
 
-
-def mappings(translate: Callable[[int], Translation], start: int, end: int) -> Iterator[Mapping]:
-    """Walk gva ``[start, end)`` page by page; a miss skips all that its table entry would have mapped.
-
-    Neighbours that continue each other are one mapping.
-    """
+def mappings(reader: TableReader, form: PagingForm, start: int, end: int) -> Iterator[Mapping]:
+    """What gva ``[start, end)`` is mapped to, ascending; pages that continue each other are one mapping."""
     pending: Mapping | None = None
-    gva = start
-    while gva < end:
-        found = translate(gva)
-        covered = _covered_nbytes(found)
-        stop = min(gva - gva % covered + covered, end)
-        if found.gpa is not None:
-            here = Mapping(gva, found.gpa, stop - gva, found.private)
-            if pending is not None and _continues(pending, here):
-                here = replace(pending, nbytes=pending.nbytes + here.nbytes)
-            elif pending is not None:
-                yield pending
-            pending = here
-        gva = stop
+    for piece in translate_range(reader, form, start, end - start):
+        if piece.gpa is None:
+            continue
+        here = Mapping(piece.gva, piece.gpa, piece.nbytes, piece.private)
+        if pending is not None and _continues(pending, here):
+            pending = replace(pending, nbytes=pending.nbytes + here.nbytes)
+            continue
+        if pending is not None:
+            yield pending
+        pending = here
     if pending is not None:
         yield pending
-
-
-def _covered_nbytes(found: Translation) -> int:
-    """How much virtual space shares the answer: the page's, or the missing entry's."""
-    if found.page_nbytes is not None:
-        return found.page_nbytes
-    if not found.steps:
-        return _CANONICAL_STEP
-    return 1 << (x86.PAGE_SHIFT + 9 * (found.steps[-1].level - 1))
 
 
 def _continues(first: Mapping, then: Mapping) -> bool:

@@ -12,6 +12,7 @@ import pytest
 
 from sevkvm.dump import DumpFormat, DumpOptions, dump_guest, prepare
 from tests.support.fakeguest import FakeGuest, UniformPages, pattern, vcpu_state
+from tests.support.tables import Tables
 
 pytestmark = [
     pytest.mark.host,
@@ -69,8 +70,10 @@ def test_a_hole_is_an_error_not_zeros(tmp_path):
 
 
 def test_virtual_addresses(tmp_path):
-    mappings = {GVA: (0x5000, False), GVA + 0x1000: (0x2000, False)}
-    guest = FakeGuest({0: RAM}, states=[vcpu_state(0)], mappings=mappings)
+    tables = Tables()
+    tables.map(GVA, 0x5000)
+    tables.map(GVA + 0x1000, 0x2000)
+    guest = FakeGuest({0: RAM}, states=[vcpu_state(0)], tables=tables)
     core = core_of(tmp_path / "core", guest, gva=(GVA, GVA + 0x2000))
     text = open_core(core, f"x/2xg 0x{GVA + 0x1008:x}")
     assert "\t".join(quads(RAM, 0x2008)) in text

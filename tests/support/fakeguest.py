@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sevkvm import errors
 from sevkvm.abi.kvm import Dtable, Regs, Segment, Sregs
 from sevkvm.memory.source import Slot, SlotMap
-from sevkvm.paging.walk import Translation, WalkStep
 from sevkvm.vcpu import VcpuState
+from tests.support.tables import TABLE, Tables
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from sevkvm.paging.form import PagingForm
 
 PAGE = 4096
 
@@ -30,6 +32,7 @@ class FakeMemory:
         self.bad_pages = set(bad_pages)
         self.reads = 0
         self.raises_on_fault = False
+        self.tables: Tables | None = None
         self.on_read: Callable[[int], None] = lambda gpa: None
         self._ram = ram
         self._slots = slots
@@ -52,20 +55,26 @@ class FakeMemory:
         buffer[:want] = bytes(byte ^ 0xFF for byte in data) if private else data
         return want
 
+    def read_tables(self, gpas: Sequence[int]) -> list[bytes | None]:
+        """Tables lie outside the RAM: tests of what they map need not make room for them."""
+        tables = self.tables.pages if self.tables else {}
+        return [TABLE.pack(*tables[gpa]) if gpa in tables else None for gpa in gpas]
+
 
 @dataclass
 class FakeGuest:
-    """``ram``: gpa of a slot to its bytes. ``mappings``: gva of a 4 KiB page to (gpa, private)."""
+    """``ram``: gpa of a slot to its bytes. ``states`` None: an SEV-ES guest's registers."""
 
     ram: Mapping[int, bytes]
     bad_pages: Iterable[int] = ()
     states: list[VcpuState] | None = None
-    mappings: Mapping[int, tuple[int, bool]] = field(default_factory=dict)
+    tables: Tables | None = None
     hold_count: int = 0
 
     def __post_init__(self) -> None:
         self.slots = SlotMap(Slot(gpa, len(data), 0x7F00_0000_0000 + gpa) for gpa, data in self.ram.items())
         self.memory = FakeMemory(self.ram, self.slots, self.bad_pages)
+        self.memory.tables = self.tables
 
     def registers(self) -> list[VcpuState]:
         """The states, or what an SEV-ES guest answers."""
@@ -79,14 +88,10 @@ class FakeGuest:
         self.hold_count += 1
         yield
 
-    def translate(self, gva: int) -> Translation:
-        """4 KiB pages; a miss is missing at the lowest level."""
-        entry = self.mappings.get(gva & -PAGE)
-        step = WalkStep(1, 0x1000, gva >> 12 & 0x1FF, 0, False)
-        if entry is None:
-            return Translation(gva, None, None, False, False, False, False, (step,), "not-present")
-        gpa, private = entry
-        return Translation(gva, gpa | gva & 0xFFF, PAGE, private, True, False, False, (step,))
+    def paging(self) -> PagingForm:
+        """How its tables are read."""
+        assert self.tables is not None
+        return self.tables.form
 
 
 class UniformPages:

@@ -14,7 +14,7 @@ from sevkvm.memory.hva import HvaSource
 from sevkvm.memory.source import Slot, SlotMap
 
 if TYPE_CHECKING:
-    from sevkvm.paging.walk import Translation
+    from sevkvm.paging.form import PagingForm
     from sevkvm.vcpu import VcpuState
     from tests.support.qemu import QemuVmm
 
@@ -51,7 +51,7 @@ class PlainGuest:
         """The tests' guests are stopped by their monitor."""
         yield
 
-    def translate(self, gva: int) -> Translation:
+    def paging(self) -> PagingForm:
         """Not for these tests."""
         raise NotImplementedError
 

@@ -16,6 +16,7 @@ from sevkvm.abi.kvm import Segment
 from sevkvm.dump import DumpFormat, DumpOptions, HoleReason, dump_guest, prepare
 from sevkvm.dump.plan import SPARE_PHDRS
 from tests.support.fakeguest import PAGE, FakeGuest, UniformPages, pattern, vcpu_state
+from tests.support.tables import Tables
 
 
 def dump(guest: FakeGuest, path: Path, **options):
@@ -152,8 +153,10 @@ def test_on_a_pipe_holes_are_zeros_and_said_to_be(tmp_path):
 def test_virtual_addresses_in_p_vaddr(tmp_path):
     ram = pattern(8 * PAGE)
     gva = 0xFFFF_8880_0000_0000
-    mappings = {gva: (0x5000, False), gva + 0x1000: (0x6000, False), gva + 0x2000: (0x2000, False)}
-    guest = FakeGuest({0: ram}, states=[], mappings=mappings)
+    tables = Tables()
+    for page, gpa in enumerate((0x5000, 0x6000, 0x2000)):
+        tables.map(gva + page * PAGE, gpa)
+    guest = FakeGuest({0: ram}, states=[], tables=tables)
     dump(guest, tmp_path / "core", gva=(gva, gva + 0x10000))
     assert segments(tmp_path / "core") == [
         (gva, 0x5000, ram[0x5000:0x7000]),
@@ -162,8 +165,10 @@ def test_virtual_addresses_in_p_vaddr(tmp_path):
 
 
 def test_more_ranges_than_program_headers_is_a_usage_error(tmp_path):
-    mappings = {page * 0x2000: (page % 8 * PAGE, False) for page in range(0xFFFE)}
-    guest = FakeGuest({0: pattern(8 * PAGE)}, states=[], mappings=mappings)
+    tables = Tables()
+    for page in range(0xFFFE):
+        tables.map(page * 2 * PAGE, page % 8 * PAGE)
+    guest = FakeGuest({0: pattern(8 * PAGE)}, states=[], tables=tables)
     with pytest.raises(errors.UsageError, match="program headers"):
         dump(guest, tmp_path / "core", gva=(0, 0xFFFE * 0x2000))
     assert list(tmp_path.iterdir()) == []

@@ -9,6 +9,7 @@ import pytest
 from sevkvm import errors
 from sevkvm.dump import DumpOptions, Hole, HoleReason, dump_guest, prepare
 from tests.support.fakeguest import PAGE, FakeGuest, ListedPages, UniformPages, pattern
+from tests.support.tables import Tables
 
 MIB = 1 << 20
 
@@ -142,13 +143,12 @@ def test_pages_that_no_run_covers_are_skipped_not_guessed(tmp_path):
 def test_virtual_memory_in_the_order_of_its_addresses(tmp_path):
     ram = pattern(8 * PAGE)
     gva = 0xFFFF_8880_0000_0000
-    mappings = {
-        gva: (0x5000, False),
-        gva + 0x1000: (0x2000, True),
-        gva + 0x3000: (0xFEE0_0000, False),  # a device
-        gva + 0x4000: (0x3000, False),
-    }
-    guest = FakeGuest({0: ram}, mappings=mappings)
+    tables = Tables(cbit=51)
+    tables.map(gva, 0x5000, private=False)
+    tables.map(gva + 0x1000, 0x2000, private=True)
+    tables.map(gva + 0x3000, 0xFEE0_0000, private=False)  # a device
+    tables.map(gva + 0x4000, 0x3000, private=False)
+    guest = FakeGuest({0: ram}, tables=tables)
     result = dump(guest, tmp_path / "ram", gva=(gva + 0x10, gva + 0x5000))
     flipped = bytes(byte ^ 0xFF for byte in ram)
     expected = ram[0x5000:0x6000] + flipped[0x2000:0x3000] + bytes(0x2000) + ram[0x3000:0x4000]
