@@ -30,7 +30,7 @@ PROGRAM = "qemu-system-x86_64"
 # What libvirt passes by default; a forbidden system call then kills QEMU.
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
-Popen = Callable[[list[str]], "subprocess.Popen[bytes]"]
+Popen = Callable[..., "subprocess.Popen[bytes]"]
 
 
 def require_qemu() -> None:
@@ -161,7 +161,7 @@ def start_qemu(*, popen: Popen | None = None, timeout: float = 20.0, **options: 
     argv = qemu_argv(directory, **options)
     process: subprocess.Popen[bytes] | None = None
     try:
-        process = _popen(argv, directory) if popen is None else popen(argv)
+        process = _start(argv, directory, popen)
         pid, monitor = _connect(process, directory, time.monotonic() + timeout)
         return QemuVmm(process, pid, directory, monitor, argv)
     except BaseException:
@@ -181,11 +181,13 @@ def qemu(**options: Any) -> Iterator[QemuVmm]:
         vmm.close()
 
 
-def _popen(argv: list[str], directory: Path) -> subprocess.Popen[bytes]:
+def _start(argv: list[str], directory: Path, popen: Popen | None) -> subprocess.Popen[bytes]:
+    if popen is None:
+        popen = subprocess.Popen
+        if shutil.which("setpriv"):  # a test run that is killed leaves no QEMU behind
+            argv = ["setpriv", "--pdeathsig", "KILL", *argv]
     with (directory / "stderr").open("wb") as stderr:
-        # A test run that is killed leaves no QEMU behind.
-        argv = ["setpriv", "--pdeathsig", "KILL", *argv] if shutil.which("setpriv") else argv
-        return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr)
+        return popen(argv, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr)
 
 
 def _connect(process: subprocess.Popen[bytes], directory: Path, deadline: float) -> tuple[int, QmpClient]:
@@ -200,7 +202,7 @@ def _connect(process: subprocess.Popen[bytes], directory: Path, deadline: float)
                 pass  # bound but not listening yet; or QEMU is about to end, which the next round sees
         time.sleep(0.01)
     log = directory / "stderr"
-    said = log.read_text(errors="replace") if log.exists() else "(its stderr went to the launcher)"
+    said = log.read_text(errors="replace")
     raise AssertionError(f"QEMU did not come up (exit status {process.poll()}): {said}")
 
 
