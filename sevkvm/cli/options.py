@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from sevkvm.cli.command import SectionOption
 from sevkvm.cli.run import say, warn
+from sevkvm.cli.signals import Deferral
 from sevkvm.cli.values import ADDRESS, SECONDS, number
 from sevkvm.errors import SevKvmError
 
@@ -41,12 +42,17 @@ class GuestSession:
         from sevkvm import attach
 
         options = attach.AttachOptions(**self.arguments)
-        with attach.open_guest(options, warn=warn, need_debug=need_debug) as guest:
-            try:
-                yield guest
-            finally:
-                with suppress(SevKvmError):  # a VMM that is gone: the first error is the one to tell
-                    self.stats = guest.stats()
+        deferral = Deferral()
+        with ExitStack() as stack:  # left from the bottom up
+            stack.callback(deferral.end)
+            guest = stack.enter_context(attach.open_guest(options, warn=warn, need_debug=need_debug))
+            stack.callback(self._count, guest)
+            stack.callback(deferral.start)
+            yield guest
+
+    def _count(self, guest: Guest) -> None:
+        with suppress(SevKvmError):  # a VMM that is gone: the first error is the one to tell
+            self.stats = guest.stats()
 
     def tell_stats(self, *, as_json: bool) -> None:
         """Print the counts, if there are any, as one line on stderr: NAME=NUMBER each, or a JSON object."""

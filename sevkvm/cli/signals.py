@@ -46,3 +46,30 @@ def unwinding_signals() -> Iterator[None]:
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+
+
+class Deferral:
+    """From ``start`` to ``end`` a signal only leaves a note; ``end`` raises what it would have raised.
+
+    For undoing: a ``with`` that is being left must not be interrupted half-way.
+    """
+
+    def __init__(self) -> None:
+        self._came: list[int] = []
+
+    def start(self) -> None:
+        """Take over the signals that would interrupt."""
+        for signum in _SIGNALS:
+            if signal.getsignal(signum) is _interrupt:
+                signal.signal(signum, self._note)
+
+    def end(self) -> None:
+        """Give them back, and raise Interrupted if one came. Nothing happens without a start."""
+        for signum in _SIGNALS:
+            if signal.getsignal(signum) == self._note:
+                signal.signal(signum, _interrupt)
+        if self._came:
+            _interrupt(self._came[0], None)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self._came.append(signum)

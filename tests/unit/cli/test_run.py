@@ -4,6 +4,7 @@ import errno
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import click
 import pytest
@@ -147,6 +148,26 @@ def test_signals_unwind_and_a_second_one_does_not_cut_it_short(signum, status):
     assert child.returncode == status
     assert "Traceback" not in err
     assert f"stopped by {signum.name}" in err
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_does_not_interrupt_leaving_the_vmm(attached, monkeypatch, signum):
+    undone = []
+    open_guest = sys.modules["sevkvm.attach"].open_guest
+
+    @contextmanager
+    def leaving_takes_a_while(*args, **settings):
+        with open_guest(*args, **settings) as guest:
+            yield guest
+        signal.raise_signal(signum)
+        signal.raise_signal(signum)
+        undone.append(True)
+
+    monkeypatch.setattr(sys.modules["sevkvm.attach"], "open_guest", leaving_takes_a_while)
+    result = CliRunner().invoke(program, ["status"])
+    assert undone == [True]
+    assert result.exit_code == 128 + signum
+    assert result.stdout == ""
 
 
 def sevkvm(*args, **settings):
