@@ -241,7 +241,11 @@ def _open_monitor(pid: int, options: AttachOptions) -> Monitor | None:
         from sevkvm.host.virsh import VirshMonitor
 
         return VirshMonitor(options.libvirt, timeout=options.timeout)
-    path = options.qmp or discovery.monitor_socket(pid)
+    path = options.qmp
+    if path is None:
+        from sevkvm.host.monitors import monitor_socket
+
+        path = monitor_socket(pid, patience=min(1.0, options.timeout))
     if path is None:
         return None
     from sevkvm.host.qmp import QmpMonitor
