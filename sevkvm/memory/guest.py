@@ -51,7 +51,7 @@ class GuestMemory:
         self._private = private
         self._cache: OrderedDict[_Page, bytes] = OrderedDict()
         self.stats = MemoryStats()
-        self.chunk_nbytes = 2 << 20
+        self.chunk_nbytes = 512 << 10  # read and written again while it is in a core's own cache
 
     @property
     def encrypted(self) -> bool:
