@@ -1,0 +1,105 @@
+"""`sevkvm dump` killed at random moments, again and again: QEMU must not notice."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sevkvm.host.deputy import Deputy
+from tests.support.build import ROOT
+from tests.support.qemu import QemuVmm, qemu, require_kvm_qemu
+
+pytestmark = pytest.mark.kvm
+
+KILLS = 200
+RAM_NBYTES = 64 << 20
+
+
+@pytest.fixture(scope="module")
+def vmm() -> Iterator[QemuVmm]:
+    require_kvm_qemu()
+    with qemu(ram="64M", machine="pc", sandbox=True) as vmm:
+        # something other than zeros in every page
+        pattern = b"".join(index.to_bytes(8, "little") * 512 for index in range(RAM_NBYTES // 4096))
+        with Path(f"/proc/{vmm.pid}/mem").open("r+b", buffering=0) as memory:
+            memory.seek(vmm.gpa2hva(0x100000))
+            memory.write(pattern[0x100000:])
+        yield vmm
+
+
+def dump_argv(vmm: QemuVmm, output: Path) -> list[str]:
+    return [
+        *(sys.executable, "-m", "sevkvm", "dump", "--pid", str(vmm.pid), "--vm-fd", str(vmm.vm_fd)),
+        *("--qmp", vmm.qmp_path, "--gpa", f"0:{RAM_NBYTES:#x}", "-o", str(output)),
+    ]
+
+
+def shape(pid: int) -> tuple[int, int, int]:
+    proc = Path(f"/proc/{pid}")
+    return (
+        len(list((proc / "task").iterdir())),
+        len(list((proc / "fd").iterdir())),
+        len((proc / "maps").read_text().splitlines()),
+    )
+
+
+def settle(pid: int, wanted: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The shape, once what is ending has ended."""
+    deadline = time.monotonic() + 10
+    while shape(pid) != wanted and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return shape(pid)
+
+
+def dump(vmm: QemuVmm, output: Path) -> bytes:
+    done = subprocess.run(dump_argv(vmm, output), cwd=ROOT, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr.decode()
+    return output.read_bytes()
+
+
+def test_killed_at_random_moments(vmm: QemuVmm, tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    truth = tmp_path / "truth"
+    began = time.monotonic()
+    reference = dump(vmm, first)
+    took = time.monotonic() - began
+    assert vmm.hmp(f'pmemsave 0 {RAM_NBYTES} "{truth}"') == ""
+    assert reference == truth.read_bytes()
+    before = settle(vmm.pid, shape(vmm.pid))
+
+    chance = random.Random(20261122)
+    output = tmp_path / "killed"
+    outcomes = {"killed": 0, "finished": 0, "attached": 0}
+    for turn in range(KILLS):
+        output.unlink(missing_ok=True)
+        process = subprocess.Popen(
+            dump_argv(vmm, output), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        # every other time wait until it is inside, so that most kills strike where it matters
+        if turn % 2:
+            deadline = time.monotonic() + 10
+            while process.poll() is None and shape(vmm.pid)[0] == before[0] and time.monotonic() < deadline:
+                pass
+            outcomes["attached"] += shape(vmm.pid)[0] != before[0]
+            time.sleep(chance.uniform(0, took / 3))
+        else:
+            time.sleep(chance.uniform(0, took))
+        process.kill()
+        outcomes["killed" if process.wait(10) == -signal.SIGKILL else "finished"] += 1
+        assert vmm.process.poll() is None, f"QEMU died at turn {turn}"
+        # a file under the final name is a whole file
+        assert not output.exists() or output.read_bytes() == reference
+    print(f"{KILLS} turns: {outcomes}, one dump takes {took:.3f} s")
+    assert outcomes["killed"] > KILLS // 4
+    assert "VM status" in vmm.hmp("info status")
+    with Deputy(vmm.pid):
+        pass
+    assert settle(vmm.pid, before) == before
+    assert dump(vmm, first.with_name("last")) == reference
