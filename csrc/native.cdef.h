@@ -69,3 +69,15 @@ int sk_scan_tables(struct sk_scan *scan, const struct sk_paging *paging, uint32_
 size_t sk_scan_take_tables(struct sk_scan *scan, const uint64_t **out);
 size_t sk_scan_spans(struct sk_scan *scan, const struct sk_span **out);
 void sk_scan_totals(const struct sk_scan *scan, struct sk_scan_totals *out);
+
+/* sk_notify.h */
+struct sk_notification { uint64_t id; uint32_t tid; int32_t number; uint64_t args[6]; };
+int sk_notify_install(const uint32_t *requests, size_t nrequests, int trap_readlink, int *listener,
+                      struct sk_error *err);
+int sk_notify_receive_ours(int listener, const char *const *paths, size_t npaths,
+                           struct sk_notification *out, struct sk_error *err);
+int sk_notify_valid(int listener, uint64_t id, int *valid, struct sk_error *err);
+int sk_notify_answer(int listener, uint64_t id, int64_t value, int os_errno, struct sk_error *err);
+int sk_notify_continue(int listener, uint64_t id, struct sk_error *err);
+int sk_notify_answer_fd(int listener, uint64_t id, int fd, int cloexec, struct sk_error *err);
+int sk_notify_copy_fd(int32_t pid, int fd, int *copy, struct sk_error *err);

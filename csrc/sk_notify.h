@@ -31,6 +31,13 @@ enum sk_status sk_notify_install(const uint32_t *requests, size_t nrequests, int
 /* Next notification; SK_ERR_NO_PROCESS when the caller vanished meanwhile (ask again). */
 enum sk_status sk_notify_receive(int listener, struct sk_notification *out, struct sk_error *err);
 
+/*
+ * As sk_notify_receive, for the busy case: an open of a path that is not one of paths (compared as written), and
+ * a readlink that is not of a descriptor's link in /proc, is continued right here; then out->id is 0.
+ */
+enum sk_status sk_notify_receive_ours(int listener, const char *const *paths, size_t npaths,
+                                      struct sk_notification *out, struct sk_error *err);
+
 /* *valid is 0 when the call has been given up (signal, death): what was read of its memory is worthless. */
 enum sk_status sk_notify_valid(int listener, uint64_t id, int *valid, struct sk_error *err);
 
@@ -42,5 +49,8 @@ enum sk_status sk_notify_continue(int listener, uint64_t id, struct sk_error *er
 
 /* Give the caller a duplicate of fd as the call's result (close-on-exec if cloexec). */
 enum sk_status sk_notify_answer_fd(int listener, uint64_t id, int fd, int cloexec, struct sk_error *err);
+
+/* A duplicate, in our process, of descriptor fd of process pid (pidfd_getfd(2); close-on-exec). */
+enum sk_status sk_notify_copy_fd(int32_t pid, int fd, int *copy, struct sk_error *err);
 
 #endif

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,7 +17,7 @@ from sevkvm.cli.values import number, parse_nbytes
 from sevkvm.lab import lifetime
 from sevkvm.lab.cpuid import host_cbit_position
 from sevkvm.lab.demo import DemoOptions, demo_image
-from sevkvm.lab.ioctl import START_HELP
+from sevkvm.lab.ioctl import START_HELP, open_device
 from sevkvm.lab.ram import Backing
 from sevkvm.lab.vmm import LaunchOptions, launched
 
@@ -116,8 +117,8 @@ def command(
             "--plain is a guest without encryption: no --es, --policy or --cbit-pos with it"
         )
     policy |= sev.POLICY_ES if es else 0
-    if not plain and not Path("/dev/sev").exists():
-        raise errors.PlatformUnsupported("no /dev/sev", help=f"{START_HELP}; or a --plain guest")
+    if not plain:
+        os.close(open_device("/dev/sev", f"{START_HELP}; or a --plain guest"))
     if not plain and guest["cbit_pos"] is None:
         guest["cbit_pos"] = host_cbit_position()
     if guest["linux"] and run:

@@ -103,3 +103,9 @@ class FakeMemory:
             region.data[offset : offset + length] = data[done : done + length]
             done += length
         return done
+
+    def keep(self, hva: int, nbytes: int) -> None:
+        """TargetMemory.keep: nothing is looked up here that could be remembered."""
+
+    def release(self, hva: int, nbytes: int) -> None:
+        """TargetMemory.release."""

@@ -21,6 +21,11 @@ from sevkvm.shim.sev_op import Errno, SevOp
 from sevkvm.shim.target import Caller, read_exactly
 from sevkvm.shim.vm import VM_TYPE_DEFAULT, Vm
 
+SEV_REQUESTS: Final = (
+    abi.KVM_MEMORY_ENCRYPT_OP,
+    abi.KVM_MEMORY_ENCRYPT_REG_REGION,
+    abi.KVM_MEMORY_ENCRYPT_UNREG_REGION,
+)
 _REGION: Final = struct.Struct("<QQ")
 
 Handler = Callable[[SevOp], None]
@@ -163,8 +168,10 @@ class Kernel:
             if register:
                 op.pin(hva, nbytes, write=True)
                 vm.regions.append((hva, nbytes))
+                caller.memory.keep(hva, nbytes)
             elif (hva, nbytes) in vm.regions:
                 vm.regions.remove((hva, nbytes))
+                caller.memory.release(hva, nbytes)
             else:
                 raise Errno(errno.EINVAL)
         except Errno as error:

@@ -13,7 +13,7 @@ from typing import Final
 
 from sevkvm.abi import kvm as abi
 from sevkvm.shim.cpuid import supported_cpuid
-from sevkvm.shim.kernel import Kernel
+from sevkvm.shim.kernel import SEV_REQUESTS, Kernel
 from sevkvm.shim.sev_op import Errno
 from sevkvm.shim.target import Caller, TargetMemory, read_exactly
 from sevkvm.shim.vm import Vm
@@ -35,11 +35,6 @@ _RESET_CR0: Final = 0x6000_0010
 _CPUID_MAX_ENTRIES: Final = 256
 _ENTRY_NBYTES: Final = abi.CpuidEntry.NBYTES
 _REGION: Final = struct.Struct("<IIQQQ")
-_SEV_REQUESTS: Final = (
-    abi.KVM_MEMORY_ENCRYPT_OP,
-    abi.KVM_MEMORY_ENCRYPT_REG_REGION,
-    abi.KVM_MEMORY_ENCRYPT_UNREG_REGION,
-)
 
 
 _NO_SREGS: Final = abi.Sregs.unpack(bytes(abi.Sregs.NBYTES))
@@ -122,13 +117,15 @@ class MiniKvm:
     def _vm(self, file: VmFile, caller: Caller, request: int, argument: int) -> Answer:
         if file.vm.mm != caller.mm or file.vm.dead:
             raise Errno(errno.EIO)
-        if request in _SEV_REQUESTS:
+        if request in SEV_REQUESTS:
             return self.kernel.vm_ioctl(file.vm, caller, request, argument)
         match request:
             case abi.KVM_CHECK_EXTENSION:
                 return _CAPABILITIES.get(argument, 0)
             case abi.KVM_CREATE_VCPU:
                 return _create_vcpu(file, argument)
+            case abi.KVM_CREATE_IRQCHIP:
+                return 0  # nothing runs, so nothing is ever delivered
             case abi.KVM_SET_USER_MEMORY_REGION:
                 _set_region(file, _get(caller.memory, argument, _REGION.size))
                 return 0

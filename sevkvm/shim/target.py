@@ -41,6 +41,14 @@ class TargetMemory(Protocol):
         """What backs the range, in order, without gaps, up to the first byte that cannot be pinned for reading."""
         ...
 
+    def keep(self, hva: int, nbytes: int) -> None:
+        """The range is pinned until it is released: its backing may be remembered."""
+        ...
+
+    def release(self, hva: int, nbytes: int) -> None:
+        """It is no longer pinned."""
+        ...
+
 
 class Caller(Protocol):
     """The thread that issued an ioctl."""

@@ -1,0 +1,124 @@
+"""Seccomp user notification, typed: the filter a target installs on itself, and the calls it hands to us."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, Final
+
+from sevkvm import errors
+from sevkvm.native import Call, Status, ffi, lib
+
+SYS_OPEN: Final = 2
+SYS_IOCTL: Final = 16
+SYS_READLINK: Final = 89
+SYS_OPENAT: Final = 257
+SYS_READLINKAT: Final = 267
+SYS_OPENAT2: Final = 437
+ALL_KVM_REQUESTS: Final = 0xAE00  # to install(): every ioctl of KVM's type
+
+
+class AlreadySupervised(errors.SevKvmError):
+    """This process runs on a pretend SEV host already, or under another seccomp supervisor."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a seccomp supervisor is installed already",
+            help="pretend SEV hosts do not nest: start the program without a second `sevkvm shim`",
+        )
+
+
+def install(requests: Sequence[int], *, trap_readlink: bool) -> int:
+    """Filter the calling thread, and what it starts, for ever; returns the listener (close-on-exec)."""
+    call = Call()
+    listener = ffi.new("int *")
+    numbers = ffi.new("uint32_t[]", list(requests))
+    status = lib.sk_notify_install(numbers, len(requests), trap_readlink, listener, call.err)
+    if status == Status.BUSY:
+        raise AlreadySupervised
+    call.check(status)
+    return int(listener[0])
+
+
+def copy_fd(pid: int, fd: int) -> int | None:
+    """A duplicate of another process's descriptor; None if there is none, or it may not be had."""
+    call = Call(pid)
+    copy = ffi.new("int *")
+    if lib.sk_notify_copy_fd(pid, fd, copy, call.err):
+        return None
+    return int(copy[0])
+
+
+class Notification:
+    """A system call that waits for an answer. The methods say whether the caller was still waiting for it."""
+
+    __slots__ = ("_listener", "args", "id", "number", "tid")
+
+    def __init__(self, listener: int, raw: Any) -> None:
+        self._listener = listener
+        self.id = int(raw.id)
+        self.tid = int(raw.tid)
+        self.number = int(raw.number)
+        self.args = tuple(raw.args)
+
+    def _delivered(self, status: int, call: Call) -> bool:
+        if status in (Status.OK, Status.NO_PROCESS):
+            return bool(status == Status.OK)
+        raise call_error(call)
+
+    def valid(self) -> bool:
+        """Does the caller still wait? If not, what was read of its memory is worthless."""
+        call = Call()
+        valid = ffi.new("int *")
+        call.check(lib.sk_notify_valid(self._listener, self.id, valid, call.err))
+        return bool(valid[0])
+
+    def answer(self, result: int) -> bool:
+        """The call returns ``result``, or fails with errno ``-result``."""
+        call = Call()
+        value, os_errno = (result, 0) if result >= 0 else (0, -result)
+        return self._delivered(lib.sk_notify_answer(self._listener, self.id, value, os_errno, call.err), call)
+
+    def answer_fd(self, fd: int, *, cloexec: bool) -> bool:
+        """The call returns a duplicate of our ``fd``."""
+        call = Call()
+        return self._delivered(lib.sk_notify_answer_fd(self._listener, self.id, fd, cloexec, call.err), call)
+
+    def proceed(self) -> bool:
+        """Let the kernel carry the call out itself."""
+        call = Call()
+        return self._delivered(lib.sk_notify_continue(self._listener, self.id, call.err), call)
+
+
+def call_error(call: Call) -> errors.SevKvmError:
+    """The exception of a failed call; also where the core's status says only that nobody is there."""
+    failure = call.failure()
+    return errors.SevKvmError(f"{failure.message}: {os.strerror(failure.errno)} [{failure.status.name}]")
+
+
+class Listener:
+    """The receiving end of one filter. Opens of other paths than ``paths`` never come out of it."""
+
+    def __init__(self, fd: int, paths: Sequence[str]) -> None:
+        self.fd = fd
+        self._strings = [ffi.new("char[]", path.encode()) for path in paths]
+        self._paths = ffi.new("char *[]", self._strings)
+        self._raw: Any = ffi.new("struct sk_notification *")
+
+    def fileno(self) -> int:
+        """For select and its kin."""
+        return self.fd
+
+    def receive(self) -> Notification | None:
+        """The next call, once the descriptor is readable; None if it was none of ours, or is withdrawn."""
+        call = Call()
+        status = lib.sk_notify_receive_ours(self.fd, self._paths, len(self._strings), self._raw, call.err)
+        if status == Status.NO_PROCESS or (status == Status.OK and not self._raw.id):
+            return None
+        if status:
+            raise call_error(call)
+        return Notification(self.fd, self._raw)
+
+    def close(self) -> None:
+        """Close it: whoever calls a trapped system call from now on gets ENOSYS."""
+        os.close(self.fd)

@@ -1,0 +1,174 @@
+"""VMs of the real ``/dev/kvm``, recognised behind the descriptors of the supervised processes.
+
+The kernel tells neither which VM a descriptor is nor which VM a vCPU belongs to. So KVM_CREATE_VM and
+KVM_CREATE_VCPU are seen on their way in, the new file is found in the creator's table afterwards, and a duplicate
+of ours keeps its identity (kcmp(2) says equal) until the creator has closed it or ended.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from dataclasses import dataclass, field
+from typing import Final
+
+from sevkvm import errors, native
+from sevkvm.shim import proc_fds
+from sevkvm.shim.address_space import AddressSpace
+from sevkvm.shim.kernel import Kernel
+from sevkvm.shim.notify import copy_fd
+from sevkvm.shim.vm import Vm
+
+_VM_LINK: Final = "anon_inode:kvm-vm"
+_VCPU_LINK: Final = "anon_inode:kvm-vcpu:"
+_MAX_CREATED: Final = 256  # calls that failed leave one behind until their process ends
+
+
+@dataclass(eq=False)
+class RealVcpu:
+    """A vCPU of a real VM; ``fd`` is our duplicate."""
+
+    vm: RealVm
+    fd: int
+    run: mmap.mmap | None
+
+
+@dataclass(eq=False)
+class RealVm:
+    """A real VM; ``fd`` is our duplicate, ``space`` the address space that created it."""
+
+    vm: Vm
+    space: AddressSpace
+    fd: int
+    vcpus: list[RealVcpu] = field(default_factory=list)
+
+
+@dataclass
+class _Created:
+    """A KVM_CREATE_VM or _VCPU whose file is not found yet. ``link`` is what it will be called."""
+
+    pid: int
+    space: AddressSpace
+    link: str
+    vm: RealVm | None = None
+
+
+class RealVms:
+    """All VMs that the supervised processes made."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._vms: list[RealVm] = []
+        self._created: list[_Created] = []
+        self._ourselves = os.getpid()
+
+    def creating_vm(self, pid: int, space: AddressSpace) -> None:
+        """KVM_CREATE_VM is about to happen."""
+        self.forget_dead()
+        self._find_created()
+        self._created.append(_Created(pid, space, _VM_LINK))
+
+    def creating_vcpu(self, vm: RealVm, pid: int, space: AddressSpace, index: int) -> None:
+        """KVM_CREATE_VCPU is about to happen."""
+        self._find_created()
+        self._created.append(_Created(pid, space, f"{_VCPU_LINK}{index}", vm))
+
+    def vm_at(self, tid: int, fd: int) -> RealVm | None:
+        """The VM behind a descriptor; None if it is no VM, or one from outside."""
+        if proc_fds.link(tid, fd) != _VM_LINK:
+            return None
+        self._find_created()
+        return self._known_vm(tid, fd)
+
+    def vcpu_at(self, tid: int, fd: int) -> RealVcpu | None:
+        """The vCPU behind a descriptor; None if it is none of ours."""
+        found = self._known_vcpu(tid, fd)
+        if found is None and self._created:
+            self._find_created()
+            found = self._known_vcpu(tid, fd)
+        return found
+
+    def forget_dead(self) -> list[RealVcpu]:
+        """Let VMs go whose creator has closed them or ended; returns the vCPUs that went with them."""
+        gone: list[RealVcpu] = []
+        for vm in self._vms[:]:
+            if not (vm.space.alive() and self._is_open(vm)):
+                gone += vm.vcpus
+                self._drop(vm)
+        return gone
+
+    def close(self) -> None:
+        """Let all go."""
+        for vm in self._vms[:]:
+            self._drop(vm)
+
+    def _drop(self, vm: RealVm) -> None:
+        self._vms.remove(vm)
+        self._kernel.destroy_vm(vm.vm)
+        for hva, nbytes in vm.vm.regions:
+            vm.space.release(hva, nbytes)
+        for vcpu in vm.vcpus:
+            if vcpu.run is not None:
+                vcpu.run.close()
+            os.close(vcpu.fd)
+        os.close(vm.fd)
+
+    def _same(self, ours: int, tid: int, fd: int) -> bool:
+        try:
+            return native.same_file(self._ourselves, ours, tid, fd)
+        except errors.SevKvmError:
+            return False
+
+    def _known_vm(self, tid: int, fd: int) -> RealVm | None:
+        return next((vm for vm in self._vms if self._same(vm.fd, tid, fd)), None)
+
+    def _known_vcpu(self, tid: int, fd: int) -> RealVcpu | None:
+        vcpus = (vcpu for vm in self._vms for vcpu in vm.vcpus)
+        return next((vcpu for vcpu in vcpus if self._same(vcpu.fd, tid, fd)), None)
+
+    def _is_open(self, vm: RealVm) -> bool:
+        """Does its creator still hold the VM, or a vCPU of it?"""
+        for fd, link in _links(vm.space.pid):
+            if link == _VM_LINK and self._same(vm.fd, vm.space.pid, fd):
+                return True
+            if link.startswith(_VCPU_LINK) and any(self._same(v.fd, vm.space.pid, fd) for v in vm.vcpus):
+                return True
+        return False
+
+    def _find_created(self) -> None:
+        """Find the files of what was created since."""
+        waiting, self._created = self._created[-_MAX_CREATED:], []
+        for created in waiting:
+            if not self._adopt(created) and created.space.alive():
+                self._created.append(created)  # not there yet, or the call failed
+
+    def _adopt(self, created: _Created) -> bool:
+        for fd, link in _links(created.pid):
+            if link != created.link:
+                continue
+            known = self._known_vm if created.vm is None else self._known_vcpu
+            if known(created.pid, fd) is not None:
+                continue
+            copy = copy_fd(created.pid, fd)
+            if copy is None:
+                continue
+            if created.vm is None:
+                vm = self._kernel.create_vm(created.space)
+                self._vms.append(RealVm(vm, created.space, copy))
+            else:
+                created.vm.vcpus.append(RealVcpu(created.vm, copy, _map_run(copy)))
+                created.vm.vm.created_vcpus += 1
+            return True
+        return False
+
+
+def _map_run(fd: int) -> mmap.mmap | None:
+    try:
+        return mmap.mmap(fd, mmap.PAGESIZE)
+    except (OSError, ValueError):
+        return None
+
+
+def _links(pid: int) -> list[tuple[int, str]]:
+    """The descriptor table as (number, link)."""
+    return [(number, proc_fds.link(pid, number)) for number in proc_fds.numbers(pid)]

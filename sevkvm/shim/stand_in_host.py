@@ -1,0 +1,82 @@
+"""A host without ``/dev/kvm``: every KVM call is answered here, by mini_kvm; vCPUs never run."""
+
+from __future__ import annotations
+
+import errno
+
+from sevkvm.abi import kvm as abi
+from sevkvm.shim.kernel import SEV_REQUESTS, Kernel
+from sevkvm.shim.mini_kvm import VcpuFile
+from sevkvm.shim.notify import ALL_KVM_REQUESTS
+from sevkvm.shim.parking import Parking
+from sevkvm.shim.replay import Replay
+from sevkvm.shim.stand_in import KVM_PATH, StandIn, StandInFile
+from sevkvm.shim.supervised import SupervisedCaller
+
+
+class StandInHost:
+    """A host whose KVM is a stand-in."""
+
+    paths: tuple[str, ...] = (KVM_PATH,)
+    requests: tuple[int, ...] = (ALL_KVM_REQUESTS,)
+
+    def __init__(self, kernel: Kernel, cbit_pos: int) -> None:
+        self._files = StandIn(kernel, cbit_pos)
+        self._replay = Replay()
+        self.parking = Parking()
+
+    def ioctl(self, caller: SupervisedCaller) -> None:
+        """Answer it, park it, or let the kernel refuse it on a file that is none of ours."""
+        fd, request, argument = caller.call.args[:3]
+        made = self._files.at(caller.tid, fd & 0xFFFFFFFF)
+        if made is None:
+            caller.call.proceed()
+            return
+        if isinstance(made.file, VcpuFile):
+            if made.file.vm.mm is not caller.mm:
+                caller.call.answer(-errno.EIO)
+                return
+            if self.parking.holds(made):
+                self.parking.wait_for(made, caller.call)  # vcpu->mutex
+                return
+            if request == abi.KVM_RUN:
+                self.parking.park(made, caller.call)
+                return
+        if request == abi.KVM_CREATE_VM:
+            self.forget_dead()
+        self._answer(caller, made, request, argument)
+
+    def _answer(self, caller: SupervisedCaller, made: StandInFile, request: int, argument: int) -> None:
+        if request in SEV_REQUESTS:
+
+            def execute() -> int:
+                answer = self._files.kvm.ioctl(made.file, caller, request, argument)
+                assert isinstance(answer, int)
+                return answer
+
+            self._replay.answer(caller.call, execute)
+            return
+        answer = self._files.kvm.ioctl(made.file, caller, request, argument)
+        if isinstance(answer, int):
+            caller.call.answer(answer)
+            return
+        new = self._files.add(answer)
+        if not caller.call.answer_fd(new.fd, cloexec=True):
+            self._files.discard(new)
+
+    def open(self, path: str, flags: int) -> int | None:
+        """A descriptor of ours for the stand-in's device."""
+        return self._files.open(flags) if path == KVM_PATH else None
+
+    def link_of(self, identity: tuple[int, int]) -> str | None:
+        """What a descriptor's link in /proc is to read; None for a file that is none of ours."""
+        return self._files.link_of(identity)
+
+    def forget_dead(self) -> None:
+        """Let VMs go that are closed."""
+        for vcpu in self._files.forget_dead():
+            self.parking.forget(vcpu)
+
+    def close(self) -> None:
+        """Let everything go."""
+        self._files.close()

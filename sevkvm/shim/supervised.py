@@ -1,0 +1,85 @@
+"""The thread behind a notification, as the kernel model's Caller: its memory and its descriptors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sevkvm import errors, native
+from sevkvm.shim.target import CallerGone
+
+if TYPE_CHECKING:
+    from sevkvm.shim.address_space import AddressSpace
+    from sevkvm.shim.cipher import Bytes
+    from sevkvm.shim.notify import Notification
+    from sevkvm.shim.sev_node import SevNode
+    from sevkvm.shim.target import Backing
+
+
+def process_of(tid: int) -> int:
+    """The process (thread group) of a thread; CallerGone if it has ended."""
+    try:
+        with open(f"/proc/{tid}/status", "rb") as file:
+            for line in file:
+                if line.startswith(b"Tgid:"):
+                    return int(line[5:])
+    except OSError:
+        pass
+    raise CallerGone
+
+
+class SupervisedCaller:
+    """Caller and TargetMemory in one; good as long as the call is waiting, or at least the address space lives."""
+
+    def __init__(self, call: Notification, pid: int, mm: AddressSpace, node: SevNode) -> None:
+        self.call = call
+        self.tid = call.tid
+        self.pid = pid
+        self.mm = mm
+        self._node = node
+
+    @property
+    def memory(self) -> SupervisedCaller:
+        """Itself."""
+        return self
+
+    def is_sev_device(self, fd: int) -> bool:
+        """Is the number an open ``/dev/sev`` in the caller's table?"""
+        return self._node.is_open_at(self.tid, fd)
+
+    def readinto(self, hva: int, buffer: memoryview) -> int:
+        """TargetMemory.readinto."""
+        try:
+            done = native.read_into(self.tid, hva, buffer)
+        except errors.SevKvmError:
+            raise CallerGone from None
+        # the thread id could have become somebody else's: only now is it certain whose bytes these are
+        self._require_alive()
+        return done
+
+    def write(self, hva: int, data: Bytes) -> int:
+        """TargetMemory.write."""
+        self._require_alive()
+        try:
+            native.write(self.tid, hva, data)
+        except errors.MemoryFault as fault:
+            return fault.address - hva
+        except errors.SevKvmError:
+            raise CallerGone from None
+        return len(data)
+
+    def backing(self, hva: int, nbytes: int) -> list[Backing]:
+        """TargetMemory.backing."""
+        return self.mm.backing(hva, nbytes)
+
+    def keep(self, hva: int, nbytes: int) -> None:
+        """TargetMemory.keep."""
+        self.mm.keep(hva, nbytes)
+
+    def release(self, hva: int, nbytes: int) -> None:
+        """TargetMemory.release."""
+        self.mm.release(hva, nbytes)
+
+    def _require_alive(self) -> None:
+        """A caller that a signal took away has its command completed all the same, as in the kernel."""
+        if not self.call.valid() and not self.mm.alive():
+            raise CallerGone
