@@ -81,3 +81,5 @@ int sk_notify_answer(int listener, uint64_t id, int64_t value, int os_errno, str
 int sk_notify_continue(int listener, uint64_t id, struct sk_error *err);
 int sk_notify_answer_fd(int listener, uint64_t id, int fd, int cloexec, struct sk_error *err);
 int sk_notify_copy_fd(int32_t pid, int fd, int *copy, struct sk_error *err);
+int sk_notify_map(int fd, size_t nbytes, void **out, struct sk_error *err);
+void sk_notify_unmap(void *mapped, size_t nbytes);

@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -279,4 +280,19 @@ enum sk_status sk_notify_copy_fd(int32_t pid, int fd, int *copy, struct sk_error
 	os_errno = errno;
 	close(process);
 	return *copy < 0 ? sk_fail_errno(err, os_errno, "pidfd_getfd(%d, %d)", (int)pid, fd) : SK_OK;
+}
+
+enum sk_status sk_notify_map(int fd, size_t nbytes, void **out, struct sk_error *err)
+{
+	*out = mmap(NULL, nbytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	if (*out == MAP_FAILED) {
+		*out = NULL;
+		return sk_fail_errno(err, errno, "mmap of descriptor %d", fd);
+	}
+	return SK_OK;
+}
+
+void sk_notify_unmap(void *mapped, size_t nbytes)
+{
+	munmap(mapped, nbytes);
 }

@@ -53,4 +53,11 @@ enum sk_status sk_notify_answer_fd(int listener, uint64_t id, int fd, int cloexe
 /* A duplicate, in our process, of descriptor fd of process pid (pidfd_getfd(2); close-on-exec). */
 enum sk_status sk_notify_copy_fd(int32_t pid, int fd, int *copy, struct sk_error *err);
 
+/*
+ * Map nbytes of fd, shared, for reading and writing. Unlike Python's mmap this keeps no duplicate of fd, which
+ * anybody who searches /proc for the vCPUs of this host would find.
+ */
+enum sk_status sk_notify_map(int fd, size_t nbytes, void **out, struct sk_error *err);
+void sk_notify_unmap(void *mapped, size_t nbytes);
+
 #endif

@@ -31,5 +31,6 @@ COMMANDS = {
     "xp": Entry("xp", "print physical memory, as QEMU's monitor does", MEMORY),
     "dump": Entry("dump", "write its memory to a file", FILES),
     "lab": Entry("lab", "start a small guest whose every byte is known", PRACTICE),
+    "shim": Entry("shim", "run any program on a pretend SEV host", PRACTICE),
     "completion": Entry("completion", "print the completion script of a shell", SHELL),
 }

@@ -99,10 +99,10 @@ class Dispatcher:
 
     def _ioctl(self, caller: SupervisedCaller) -> None:
         call = caller.call
-        if call.args[1] & 0xFFFFFFFF != SEV_ISSUE_CMD:
+        if call.args[1] != SEV_ISSUE_CMD:
             self.kvm.ioctl(caller)
             return
-        fd = call.args[0] & 0xFFFFFFFF
+        fd = call.args[0]
         if not self._node.is_open_at(caller.tid, fd):
             call.proceed()
             return
@@ -150,8 +150,8 @@ class Dispatcher:
         process, task, fd = match.groups()
         owner = {"self": str(caller.pid), "thread-self": str(caller.tid)}.get(process, process)
         identity = proc_fds.identity(int(task or owner), int(fd))
-        if identity is None:
-            return None
+        if identity is None or int(owner) == os.getpid():
+            return None  # our own references are not for anybody who searches /proc for VMs
         return SEV_PATH if identity == self._node.identity else self.kvm.link_of(identity)
 
 

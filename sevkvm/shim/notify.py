@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from sevkvm import errors
+from sevkvm.abi.x86 import PAGE_NBYTES
 from sevkvm.native import Call, Status, ffi, lib
 
 SYS_OPEN: Final = 2
@@ -49,6 +50,22 @@ def copy_fd(pid: int, fd: int) -> int | None:
     return int(copy[0])
 
 
+class SharedPage:
+    """The first page of a file, mapped for as long as this lives; no descriptor is kept."""
+
+    def __init__(self, fd: int) -> None:
+        call = Call()
+        mapped = ffi.new("void **")
+        call.check(lib.sk_notify_map(fd, PAGE_NBYTES, mapped, call.err))
+        self._mapped: Any = mapped[0]
+        self.bytes = memoryview(ffi.buffer(self._mapped, PAGE_NBYTES))
+
+    def close(self) -> None:
+        """Unmap it; ``bytes`` must not be used any more."""
+        self.bytes.release()
+        lib.sk_notify_unmap(self._mapped, PAGE_NBYTES)
+
+
 class Notification:
     """A system call that waits for an answer. The methods say whether the caller was still waiting for it."""
 
@@ -59,7 +76,11 @@ class Notification:
         self.id = int(raw.id)
         self.tid = int(raw.tid)
         self.number = int(raw.number)
-        self.args = tuple(raw.args)
+        args = tuple(raw.args)
+        if self.number == SYS_IOCTL:
+            # both are 32 bits to the kernel; a request number that went through an int comes sign-extended
+            args = args[0] & 0xFFFFFFFF, args[1] & 0xFFFFFFFF, *args[2:]
+        self.args: tuple[int, ...] = args
 
     def _delivered(self, status: int, call: Call) -> bool:
         if status in (Status.OK, Status.NO_PROCESS):

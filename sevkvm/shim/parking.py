@@ -7,12 +7,11 @@ once, and whoever else wants the vCPU meanwhile waits for its mutex.
 from __future__ import annotations
 
 import errno
-import mmap
 import struct
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from sevkvm.shim.notify import Notification
+from sevkvm.shim.notify import Notification, SharedPage
 
 _IMMEDIATE_EXIT_OFFSET: Final = 1  # struct kvm_run, include/uapi/linux/kvm.h
 _EXIT_REASON_OFFSET: Final = 8
@@ -23,7 +22,7 @@ class Parkable(Protocol):
     """A vCPU with its ``struct kvm_run``; ``run`` is None where it cannot be mapped."""
 
     @property
-    def run(self) -> mmap.mmap | None:
+    def run(self) -> SharedPage | None:
         """The first page of what the VMM maps of the vCPU."""
         ...
 
@@ -51,9 +50,9 @@ class Parking:
         # A call that was interrupted and begins again is the kernel restarting what KVM_RUN never restarts.
         restarted = earlier is not None and earlier.tid == call.tid
         run = vcpu.run
-        if restarted or (run is not None and run[_IMMEDIATE_EXIT_OFFSET]):
+        if restarted or (run is not None and run.bytes[_IMMEDIATE_EXIT_OFFSET]):
             if run is not None:
-                struct.pack_into("<I", run, _EXIT_REASON_OFFSET, _EXIT_INTR)
+                struct.pack_into("<I", run.bytes, _EXIT_REASON_OFFSET, _EXIT_INTR)
             call.answer(-errno.EINTR)
         else:
             self._parked[vcpu] = call

@@ -45,7 +45,6 @@ class RealHost:
         """Answer it, park it, or let the kernel do it."""
         call = caller.call
         fd, request, argument = call.args[:3]
-        fd &= 0xFFFFFFFF
         if request in SEV_REQUESTS:
             self._sev(caller, fd, request, argument)
         elif request == abi.KVM_RUN:

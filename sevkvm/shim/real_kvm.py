@@ -1,22 +1,21 @@
 """VMs of the real ``/dev/kvm``, recognised behind the descriptors of the supervised processes.
 
 The kernel tells neither which VM a descriptor is nor which VM a vCPU belongs to. So KVM_CREATE_VM and
-KVM_CREATE_VCPU are seen on their way in, the new file is found in the creator's table afterwards, and a duplicate
+KVM_CREATE_VCPU are seen on their way in, the new file is found in the creator's table afterwards, and a reference
 of ours keeps its identity (kcmp(2) says equal) until the creator has closed it or ended.
 """
 
 from __future__ import annotations
 
-import mmap
-import os
 from dataclasses import dataclass, field
 from typing import Final
 
-from sevkvm import errors, native
+from sevkvm import errors
 from sevkvm.shim import proc_fds
 from sevkvm.shim.address_space import AddressSpace
+from sevkvm.shim.kept_file import KeptFile
 from sevkvm.shim.kernel import Kernel
-from sevkvm.shim.notify import copy_fd
+from sevkvm.shim.notify import SharedPage, copy_fd
 from sevkvm.shim.vm import Vm
 
 _VM_LINK: Final = "anon_inode:kvm-vm"
@@ -26,20 +25,20 @@ _MAX_CREATED: Final = 256  # calls that failed leave one behind until their proc
 
 @dataclass(eq=False)
 class RealVcpu:
-    """A vCPU of a real VM; ``fd`` is our duplicate."""
+    """A vCPU of a real VM."""
 
     vm: RealVm
-    fd: int
-    run: mmap.mmap | None
+    file: KeptFile
+    run: SharedPage | None
 
 
 @dataclass(eq=False)
 class RealVm:
-    """A real VM; ``fd`` is our duplicate, ``space`` the address space that created it."""
+    """A real VM; ``space`` is the address space that created it."""
 
     vm: Vm
     space: AddressSpace
-    fd: int
+    file: KeptFile
     vcpus: list[RealVcpu] = field(default_factory=list)
 
 
@@ -60,7 +59,6 @@ class RealVms:
         self._kernel = kernel
         self._vms: list[RealVm] = []
         self._created: list[_Created] = []
-        self._ourselves = os.getpid()
 
     def creating_vm(self, pid: int, space: AddressSpace) -> None:
         """KVM_CREATE_VM is about to happen."""
@@ -110,28 +108,22 @@ class RealVms:
         for vcpu in vm.vcpus:
             if vcpu.run is not None:
                 vcpu.run.close()
-            os.close(vcpu.fd)
-        os.close(vm.fd)
-
-    def _same(self, ours: int, tid: int, fd: int) -> bool:
-        try:
-            return native.same_file(self._ourselves, ours, tid, fd)
-        except errors.SevKvmError:
-            return False
+            vcpu.file.close()
+        vm.file.close()
 
     def _known_vm(self, tid: int, fd: int) -> RealVm | None:
-        return next((vm for vm in self._vms if self._same(vm.fd, tid, fd)), None)
+        return next((vm for vm in self._vms if vm.file.is_at(tid, fd)), None)
 
     def _known_vcpu(self, tid: int, fd: int) -> RealVcpu | None:
         vcpus = (vcpu for vm in self._vms for vcpu in vm.vcpus)
-        return next((vcpu for vcpu in vcpus if self._same(vcpu.fd, tid, fd)), None)
+        return next((vcpu for vcpu in vcpus if vcpu.file.is_at(tid, fd)), None)
 
     def _is_open(self, vm: RealVm) -> bool:
         """Does its creator still hold the VM, or a vCPU of it?"""
         for fd, link in _links(vm.space.pid):
-            if link == _VM_LINK and self._same(vm.fd, vm.space.pid, fd):
+            if link == _VM_LINK and vm.file.is_at(vm.space.pid, fd):
                 return True
-            if link.startswith(_VCPU_LINK) and any(self._same(v.fd, vm.space.pid, fd) for v in vm.vcpus):
+            if link.startswith(_VCPU_LINK) and any(vcpu.file.is_at(vm.space.pid, fd) for vcpu in vm.vcpus):
                 return True
         return False
 
@@ -154,18 +146,19 @@ class RealVms:
                 continue
             if created.vm is None:
                 vm = self._kernel.create_vm(created.space)
-                self._vms.append(RealVm(vm, created.space, copy))
+                self._vms.append(RealVm(vm, created.space, KeptFile(copy)))
             else:
-                created.vm.vcpus.append(RealVcpu(created.vm, copy, _map_run(copy)))
+                run = _map_run(copy)
+                created.vm.vcpus.append(RealVcpu(created.vm, KeptFile(copy), run))
                 created.vm.vm.created_vcpus += 1
             return True
         return False
 
 
-def _map_run(fd: int) -> mmap.mmap | None:
+def _map_run(fd: int) -> SharedPage | None:
     try:
-        return mmap.mmap(fd, mmap.PAGESIZE)
-    except (OSError, ValueError):
+        return SharedPage(fd)
+    except errors.SevKvmError:
         return None
 
 

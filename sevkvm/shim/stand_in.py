@@ -5,7 +5,6 @@ What they answer is mini_kvm's. A vCPU's memfd is what the VMM maps as ``struct 
 
 from __future__ import annotations
 
-import mmap
 import os
 from dataclasses import dataclass
 from typing import Final
@@ -15,6 +14,7 @@ from sevkvm.shim.address_space import AddressSpace
 from sevkvm.shim.cpuid import DEFAULT_CBIT_POS
 from sevkvm.shim.kernel import Kernel
 from sevkvm.shim.mini_kvm import VCPU_MMAP_NBYTES, KvmFile, MiniKvm, SystemFile, VcpuFile, VmFile
+from sevkvm.shim.notify import SharedPage
 
 KVM_PATH: Final = "/dev/kvm"
 _KEPT_FLAGS: Final = os.O_ACCMODE
@@ -27,7 +27,7 @@ class StandInFile:
     file: KvmFile
     fd: int
     link: str
-    run: mmap.mmap | None = None
+    run: SharedPage | None = None
 
 
 class StandIn:
@@ -54,7 +54,7 @@ class StandIn:
         run = None
         if isinstance(file, VcpuFile):
             os.ftruncate(fd, VCPU_MMAP_NBYTES)
-            run = mmap.mmap(fd, mmap.PAGESIZE)
+            run = SharedPage(fd)
         stat = os.fstat(fd)
         made = StandInFile(file, fd, link, run)
         self._files[stat.st_dev, stat.st_ino] = made

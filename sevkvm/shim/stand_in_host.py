@@ -28,7 +28,7 @@ class StandInHost:
     def ioctl(self, caller: SupervisedCaller) -> None:
         """Answer it, park it, or let the kernel refuse it on a file that is none of ours."""
         fd, request, argument = caller.call.args[:3]
-        made = self._files.at(caller.tid, fd & 0xFFFFFFFF)
+        made = self._files.at(caller.tid, fd)
         if made is None:
             caller.call.proceed()
             return
