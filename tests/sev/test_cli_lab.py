@@ -1,0 +1,224 @@
+"""The command line against the lab's encrypted guest, whose every byte, mapping and register is known."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from elftools.elf.elffile import ELFFile
+
+from sevkvm.cli.program import program
+from sevkvm.shim.supervisor import SevHost
+from tests.support.lab import LabGuest, lab_guest
+
+pytestmark = pytest.mark.sev
+
+PAGE = 4096
+CBIT_POS = 51
+
+
+@dataclass
+class Lab:
+    """A guest on a pretend host."""
+
+    guest: LabGuest
+    host: SevHost
+
+    def run(self, command: str, *args: str) -> Result:
+        """Run a command on it, in this process."""
+        return CliRunner().invoke(program, [command, *self.guest.facts["arguments"], *args])
+
+    def answer(self, command: str, *args: str) -> Any:
+        """The command's JSON."""
+        result = self.run(command, "--json", *args)
+        assert result.exit_code == 0, result.stderr
+        return json.loads(result.stdout)
+
+    def decryptions(self) -> int:
+        """Firmware commands so far, by the firmware's own count."""
+        return self.host.kernel.firmware.counts["DBG_DECRYPT"]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with (
+        SevHost(cbit_pos=CBIT_POS) as host,
+        lab_guest(policy=0, vcpus=2, pcid=True, popen=host.popen) as guest,
+    ):
+        yield Lab(guest, host)
+
+
+@pytest.fixture(scope="module")
+def nodbg() -> Iterator[Lab]:
+    with SevHost() as host, lab_guest(policy=1, popen=host.popen) as guest:
+        yield Lab(guest, host)
+
+
+@pytest.fixture(scope="module")
+def es() -> Iterator[Lab]:
+    with SevHost() as host, lab_guest(policy=4, popen=host.popen) as guest:
+        yield Lab(guest, host)
+
+
+def listed(lab: Lab) -> dict[str, Any]:
+    """``list`` under the same shim: outside of it the VMM's ``/dev/sev`` has another name."""
+    process = lab.host.popen([sys.executable, "-m", "sevkvm", "list", "--json"], stdout=subprocess.PIPE)
+    out, _ = process.communicate(timeout=30)
+    guests = json.loads(out)
+    (found,) = [guest for guest in guests if guest["pid"] == lab.guest.pid]
+    return found
+
+
+def test_list(lab, nodbg, es):
+    found = listed(lab)
+    assert found["vm_fd"] == lab.guest.vm_fd
+    assert [found[key] for key in ("vcpus", "sev", "policy", "debug_allowed")] == [2, "sev", "0x0", True]
+    found = listed(nodbg)
+    assert [found[key] for key in ("sev", "policy", "debug_allowed")] == ["sev", "0x1", False]
+    found = listed(es)
+    assert [found[key] for key in ("sev", "policy", "debug_allowed")] == ["sev-es", "0x4", True]
+
+
+def test_status(lab):
+    status = lab.answer("status")
+    assert [status[key] for key in ("sev", "state", "debug_allowed")] == ["sev", "running", True]
+    assert (status["cbit_pos"], status["cbit_source"]) == (CBIT_POS, "guest-cpuid")
+    assert [int(slot["hva"], 16) for slot in status["slots"]] == [slot.hva for slot in lab.guest.slots]
+
+
+def test_regs(lab):
+    for found, expected in zip(lab.answer("regs"), lab.guest.image.vcpus, strict=True):
+        for name in ("rax", "r15", "rip", "rsp"):
+            assert found[name] == hex(getattr(expected.regs, name))
+        root = expected.sregs.cr3 & ~(1 << CBIT_POS | 0xFFF)
+        assert found["paging"] == {"mode": "4-level", "root_gpa": hex(root)}
+
+
+def test_translate_every_mapping_and_every_miss(lab):
+    mappings, misses = lab.guest.image.mappings, lab.guest.image.misses
+    answers = lab.answer("translate", *(hex(mapping.gva + 0x123) for mapping in mappings))
+    for found, expected in zip(answers, mappings, strict=True):
+        assert found["gpa"] == hex(expected.gpa + 0x123), found
+        assert found["page_size"] == expected.page_nbytes
+        for name in ("private", "writable", "user", "nx"):
+            assert found[name] is getattr(expected, name), (found, name)
+    result = lab.run("translate", "--json", *(hex(miss.gva) for miss in misses))
+    assert result.exit_code == 1
+    assert [found["level"] for found in json.loads(result.stdout)] == [miss.level for miss in misses]
+
+
+def test_x_is_plaintext_where_the_host_sees_ciphertext(lab):
+    for mark in lab.guest.image.landmarks:
+        plain = lab.guest.image.plaintext(mark.gpa, 64)
+        found = lab.answer("x", "/64xb", hex(mark.gva))
+        assert bytes.fromhex(found["bytes"]) == plain, mark.name
+        stored = lab.answer("xp", "--shared", "/64xb", hex(mark.gpa))
+        assert bytes.fromhex(stored["bytes"]) == lab.guest.host_bytes(mark.gpa, 64)
+        assert (lab.guest.host_bytes(mark.gpa, 64) == plain) == (mark.name == "shared"), mark.name
+
+
+def test_the_count_of_firmware_commands(lab):
+    secret = lab.guest.image.landmark("secret")
+    before = lab.decryptions()
+    result = lab.run("translate", "--json", "--stats", hex(secret.gva))
+    assert json.loads(result.stderr)["stats"]["firmware_commands"] == 4
+    assert lab.decryptions() - before == 4
+    before = lab.decryptions()
+    result = lab.run("translate", "--json", "--stats", hex(secret.gva), hex(secret.gva + PAGE))
+    stats = json.loads(result.stderr)["stats"]
+    assert (stats["firmware_commands"], stats["table_commands"]) == (4, 4)
+    assert lab.decryptions() - before == 4
+
+
+def test_dump_raw(lab, tmp_path):
+    for slot in lab.guest.image.slots:
+        out = tmp_path / slot.name
+        found = lab.answer("dump", "-o", str(out), "--gpa", f"{slot.gpa:#x}:+{slot.nbytes:#x}")
+        assert found["complete"] is True
+        assert hashlib.sha256(out.read_bytes()).hexdigest() == lab.guest.image.sha256(slot), slot.name
+
+
+def test_dump_elf_and_its_cost(lab, tmp_path):
+    out = tmp_path / "core"
+    before = lab.decryptions()
+    result = lab.run("dump", "-o", str(out), "--format", "elf", "--json", "--stats")
+    assert result.exit_code == 0, result.stderr
+    spent = lab.decryptions() - before
+    found = json.loads(result.stdout)
+    private = sum(nbytes for kind, nbytes in found["pages"].items() if kind != "shared")
+    assert found["pages"]["shared"] == PAGE + (2 << 20)
+    stats = json.loads(result.stderr.splitlines()[-1])["stats"]
+    assert stats["firmware_commands"] == spent == private // PAGE
+    with out.open("rb") as file:
+        segments = list(ELFFile(file).iter_segments("PT_LOAD"))
+        assert [(s["p_paddr"], s["p_filesz"]) for s in segments] == [
+            (slot.gpa, slot.nbytes) for slot in lab.guest.image.slots
+        ]
+        for segment in segments:
+            expected = lab.guest.image.plaintext(segment["p_paddr"], segment["p_filesz"])
+            assert segment.data() == expected, hex(segment["p_paddr"])
+
+
+def test_dump_of_virtual_memory(lab, tmp_path):
+    shared = lab.guest.image.landmark("shared")
+    out = tmp_path / "virtual"
+    lab.answer("dump", "-o", str(out), "--gva", f"{shared.gva - PAGE:#x}:+12K")
+    assert out.read_bytes() == lab.guest.image.plaintext(shared.gpa - PAGE, 3 * PAGE)
+
+
+@pytest.mark.parametrize(
+    "args", [("dump", "-o", "file"), ("regs",), ("x", "0x1000"), ("xp", "0x1000"), ("translate", "0x1000")]
+)
+def test_a_policy_that_forbids_debugging(nodbg, tmp_path, monkeypatch, args):
+    monkeypatch.chdir(tmp_path)
+    result = nodbg.run(*args)
+    assert result.exit_code == 5
+    assert "policy 0x1 forbids debugging" in result.stderr
+    assert result.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+    assert "DBG_DECRYPT" not in nodbg.host.log.names()
+
+
+def test_status_of_a_guest_that_forbids_debugging(nodbg):
+    status = nodbg.answer("status")
+    assert (status["debug_allowed"], status["policy_flags"]) == (False, ["NODBG"])
+    assert "DBG_DECRYPT" not in nodbg.host.log.names()
+
+
+def test_sev_es_has_memory_but_no_registers(es, tmp_path):
+    result = es.run("regs")
+    assert result.exit_code == 1
+    assert "registers are encrypted" in result.stderr
+    secret = es.guest.image.landmark("secret")
+    assert es.run("x", hex(secret.gva)).exit_code == 1
+    cr3 = es.guest.image.vcpus[0].sregs.cr3
+    found = es.answer("x", "/16xb", "--cr3", hex(cr3), hex(secret.gva))
+    assert bytes.fromhex(found["bytes"]) == es.guest.image.plaintext(secret.gpa, 16)
+    (slot,) = (slot for slot in es.guest.image.slots if slot.gpa == 0)
+    out = tmp_path / "ram"
+    es.answer("dump", "-o", str(out), "--gpa", f"0:{slot.nbytes:#x}", "--cr3", hex(cr3))
+    assert hashlib.sha256(out.read_bytes()).hexdigest() == es.guest.image.sha256(slot)
+
+
+def test_an_elf_core_of_a_sev_es_guest_says_what_it_lacks(es, tmp_path):
+    out = tmp_path / "core"
+    result = es.run("dump", "-o", str(out), "--format", "elf", "--json", "--gpa", "0x100000:+4K")
+    assert result.exit_code == 0, result.stderr
+    assert "holds no registers" in result.stderr
+    assert "taken as private" in result.stderr
+    assert out.read_bytes()[-PAGE:] == es.guest.image.plaintext(0x100000, PAGE)
+
+
+def test_words_are_little_endian(lab):
+    stack = next(m for m in lab.guest.image.mappings if m.user and m.writable)
+    data = lab.guest.image.plaintext(stack.gpa, 32)
+    words = " ".join(f"0x{word:016x}" for word in struct.unpack("<2Q", data[:16]))
+    assert lab.run("x", "/2xg", hex(stack.gva)).stdout == f"{stack.gva:016x}: {words}\n"
