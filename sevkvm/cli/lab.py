@@ -125,6 +125,7 @@ def command(
         raise errors.UsageError("--linux is a guest to look at: it has no devices to run with")
     image = _linux(**guest) if guest.pop("linux") else _small_guest(**guest)
     options = LaunchOptions(None if plain else policy, Backing(backing), run)
+    lifetime.allow_tracing()
     with lifetime.ending_signals() as signal_fd, launched(image, options) as vm:
         facts = vm.describe()
         if digest:
