@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import struct
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 from elftools.elf.elffile import ELFFile
 
+import sevkvm
 from sevkvm.cli.program import program
 from sevkvm.shim.supervisor import SevHost
 from tests.support.lab import LabGuest, lab_guest
@@ -25,6 +28,15 @@ PAGE = 4096
 CBIT_POS = 51
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended and what it said."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
 @dataclass
 class Lab:
     """A guest on a pretend host."""
@@ -32,9 +44,25 @@ class Lab:
     guest: LabGuest
     host: SevHost
 
-    def run(self, command: str, *args: str) -> Result:
-        """Run a command on it, in this process."""
-        return CliRunner().invoke(program, [command, *self.guest.facts["arguments"], *args])
+    def run(self, command: str, *args: str) -> Outcome:
+        """Run a command on it, in this process where that can be."""
+        argv = [command, *self.guest.facts["arguments"], *args]
+        if self.host.standin:
+            return self.run_inside(*argv)
+        result = CliRunner().invoke(program, argv)
+        return Outcome(result.exit_code, result.stdout, result.stderr)
+
+    def run_inside(self, *argv: str) -> Outcome:
+        """Run a command under the shim, where ``/proc`` gives the pretend devices their names."""
+        process = self.host.popen(
+            [sys.executable, "-m", "sevkvm", *argv],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(Path(sevkvm.__file__).parents[1])},
+        )
+        out, err = process.communicate(timeout=60)
+        return Outcome(process.returncode, out, err)
 
     def answer(self, command: str, *args: str) -> Any:
         """The command's JSON."""
@@ -69,10 +97,7 @@ def es() -> Iterator[Lab]:
 
 
 def listed(lab: Lab) -> dict[str, Any]:
-    """``list`` under the same shim: outside of it the VMM's ``/dev/sev`` has another name."""
-    process = lab.host.popen([sys.executable, "-m", "sevkvm", "list", "--json"], stdout=subprocess.PIPE)
-    out, _ = process.communicate(timeout=30)
-    guests = json.loads(out)
+    guests = json.loads(lab.run_inside("list", "--json").stdout)
     (found,) = [guest for guest in guests if guest["pid"] == lab.guest.pid]
     return found
 
@@ -222,3 +247,17 @@ def test_words_are_little_endian(lab):
     data = lab.guest.image.plaintext(stack.gpa, 32)
     words = " ".join(f"0x{word:016x}" for word in struct.unpack("<2Q", data[:16]))
     assert lab.run("x", "/2xg", hex(stack.gva)).stdout == f"{stack.gva:016x}: {words}\n"
+
+
+def test_where_there_is_no_kvm(tmp_path):
+    with SevHost(kvm="standin") as host, lab_guest(policy=0, popen=host.popen) as guest:
+        lab = Lab(guest, host)
+        found = listed(lab)
+        assert [found[key] for key in ("vm_fd", "sev", "debug_allowed")] == [guest.vm_fd, "sev", True]
+        secret = guest.image.landmark("secret")
+        answer = lab.answer("x", "/64xb", hex(secret.gva))
+        assert bytes.fromhex(answer["bytes"]) == guest.image.plaintext(secret.gpa, 64)
+        (slot,) = (slot for slot in guest.image.slots if slot.gpa == 0)
+        out = tmp_path / "ram"
+        lab.answer("dump", "-o", str(out), "--gpa", f"0:{slot.nbytes:#x}")
+        assert hashlib.sha256(out.read_bytes()).hexdigest() == guest.image.sha256(slot)
