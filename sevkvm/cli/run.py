@@ -11,6 +11,7 @@ from contextlib import suppress
 
 import click
 
+from sevkvm.cli.render import printable
 from sevkvm.cli.signals import Interrupted
 from sevkvm.errors import EXIT_FAILURE, SevKvmError
 
@@ -22,7 +23,7 @@ class PipeBroke(Exception):
 def say(message: str) -> None:
     """Talk to the user: one message on stderr; a stderr that is gone is nobody's problem."""
     with suppress(OSError):
-        click.echo(f"sevkvm: {message}", err=True)
+        click.echo(printable(f"sevkvm: {message}"), err=True)
 
 
 def warn(message: str) -> None:
@@ -34,7 +35,7 @@ def _complain(message: str, hint: str | None = None, *, word: str = "error") -> 
     say(f"{word}: {message}")
     if hint:
         with suppress(OSError):
-            click.echo(f"hint: {hint}", err=True)
+            click.echo(printable(f"hint: {hint}"), err=True)
 
 
 def _show_trace() -> None:

@@ -602,3 +602,19 @@ def test_dump_holds_the_guest_unless_live(attached, run, tmp_path):
         assert run("dump", "-o", str(out), *args).exit_code == 0
         assert set(depths) == {held}
         assert holder.depth == 0
+
+
+def test_without_the_c_bit_only_what_needs_page_tables_is_refused(attached, run, tmp_path):
+    out = tmp_path / "out"
+    for args, status in (
+        (("translate", hex(BASE)), 5),
+        (("x", hex(BASE)), 5),
+        (("dump", "-o", str(out)), 5),
+        (("xp", hex(SECRET_GPA)), 0),
+        (("dump", "-o", str(out), "--no-scan"), 0),
+    ):
+        attached.guest = make_guest(attached, cbit_pos=None)
+        result = run(*args)
+        assert result.exit_code == status, args
+        assert ("--cbit-pos" in result.stderr) == (status == 5)
+        assert out.exists() == (args[-1] == "--no-scan")

@@ -62,6 +62,11 @@ def test_an_error_without_help_has_no_hint(command_that):
     assert result.stderr == "sevkvm: error: cannot access gpa 0x1000: no RAM\n"
 
 
+def test_what_a_vmm_said_does_not_steer_the_terminal(command_that):
+    result = command_that(raising(errors.ProtocolError("it said \x1b[2J\nsevkvm: all is well", help="\x07")))
+    assert result.stderr == "sevkvm: error: it said \\x1b[2J\\x0asevkvm: all is well\nhint: \\x07\n"
+
+
 def test_an_error_of_the_system_names_the_file(command_that):
     result = command_that(
         raising(FileNotFoundError(errno.ENOENT, "No such file or directory", "/no/dir/out"))

@@ -1,0 +1,84 @@
+"""What came of a dump: for people on stderr, for programs as JSON."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sevkvm.cli.render import hexadecimal, size
+from sevkvm.cli.run import say, warn
+
+if TYPE_CHECKING:
+    from sevkvm.dump import DumpResult, Hole
+    from sevkvm.pages.classify import PageMap
+
+_HOLES_TOLD = 10
+_REASONS = {
+    "not-mapped": "not mapped",
+    "unreadable": "could not be read",
+    "unreadable-sampled": "could not be read (samples tried)",
+    "skipped": "left out",
+}
+
+
+def tell(result: DumpResult, pages: PageMap, output: str, space: str) -> None:
+    """On stderr: how much is in ``output``, and what is missing. ``space`` is ``gpa`` or ``gva``."""
+    if pages.conflicts:
+        nbytes = sum(nbytes for _, nbytes in pages.conflicts)
+        warn(f"{size(nbytes)} are mapped both as private and as shared; they were read as private")
+    if pages.scan and (pages.scan.unreadable_count or pages.scan.limits_hit):
+        warn("not all page tables could be read: pages that only they tell as shared were read as private")
+    if result.registers_missing:
+        warn(f"the file holds no registers: {result.registers_missing}")
+    lost = _losses(result)
+    for hole in lost[:_HOLES_TOLD]:
+        zeros = "; the file shows zeros there" if hole.zero_filled else ""
+        warn(
+            f"{space} 0x{hole.address:x}:+0x{hole.nbytes:x} {_REASONS.get(hole.reason.value, hole.reason.value)}{zeros}"
+        )
+    if len(lost) > _HOLES_TOLD:
+        warn(f"and {len(lost) - _HOLES_TOLD} more holes; --json lists all")
+    where = "stdout" if output == "-" else output
+    missing = sum(hole.nbytes for hole in lost)
+    end = f", {size(missing)} missing" if lost else ""
+    say(f"{where}: {size(result.copied_nbytes)} of guest memory in {len(result.ranges)} ranges{end}")
+
+
+def _losses(result: DumpResult) -> list[Hole]:
+    """Holes that are not simply how the machine is laid out."""
+    return [hole for hole in result.holes if hole.reason.value != "not-ram"]
+
+
+def summary(result: DumpResult, pages: PageMap, output: str, space: str) -> dict[str, Any]:
+    """The object of ``--json``."""
+    return {
+        "output": output,
+        "format": result.format.value,
+        "address_space": space,
+        "file_size": result.file_nbytes,
+        "copied": result.copied_nbytes,
+        "complete": result.complete,
+        "live": result.live,
+        "vcpus": result.vcpus,
+        "registers_missing": result.registers_missing,
+        "pages": {kind.name.lower(): nbytes for kind, nbytes in pages.totals().items()}
+        if space == "gpa"
+        else None,
+        "ranges": [
+            {
+                "address": hexadecimal(placed.piece.address),
+                "gpa": hexadecimal(placed.piece.gpa),
+                "size": placed.piece.nbytes,
+                "offset": placed.offset,
+            }
+            for placed in result.ranges
+        ],
+        "holes": [
+            {
+                "address": hexadecimal(hole.address),
+                "size": hole.nbytes,
+                "reason": hole.reason.value,
+                "zero_filled": hole.zero_filled,
+            }
+            for hole in result.holes
+        ],
+    }
