@@ -48,7 +48,7 @@ def _size(text: str) -> int:
     # a sealed Linux; its first start takes a while
     sevkvm shim -- sevkvm lab --linux
     # look at its secret, with the JSON line's "arguments"
-    sevkvm x --pid PID --vm-fd N --slot GPA:SIZE:HVA ... /64c 0xffff888000100000
+    sevkvm x --pid PID --vm-fd N --slot GPA:SIZE:HVA ... /16c 0xffff888000100000
     """,
 )
 @click.option(

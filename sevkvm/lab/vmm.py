@@ -71,6 +71,7 @@ class LabVm:
             "sev_fd": self.sev_fd,
             "policy": self.options.policy,
             "cbit_pos": self.image.cbit_pos,
+            "cr3": hex(self.image.vcpus[0].sregs.cr3),
             "backing": self.options.backing.value,
             "running": self.options.run,
             "measurement": None if self.measurement is None else self.measurement.hex(),

@@ -26,6 +26,8 @@ from sevkvm.lab.demo import DemoOptions, demo_image
 from sevkvm.lab.image import Image
 
 PROGRAM = [sys.executable, "-m", "sevkvm", "lab"]
+# The sevkvm that is under test, wherever the subprocess starts.
+SUBPROCESS_ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(sevkvm.__file__).parents[1])}
 Popen = Callable[..., "subprocess.Popen[bytes]"]
 
 
@@ -120,14 +122,13 @@ def lab_guest(
 
     ``popen``: ``SevHost.popen``, for instance. ``image``: what a ``linux`` guest is launched from.
     """
-    environment = os.environ | {"PYTHONPATH": str(Path(sevkvm.__file__).parents[1])}
     with TemporaryFile() as stderr:
         process = popen(
             lab_argv(**options),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            env=environment,
+            env=SUBPROCESS_ENVIRONMENT,
         )
         try:
             facts = _facts(process, stderr, time.monotonic() + timeout)
