@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from sevkvm import errors, native
 from sevkvm.abi import sev
 from sevkvm.guest import Guest, GuestParts
-from sevkvm.host import discovery
+from sevkvm.host import discovery, sevdev
 from sevkvm.host.deputy import Deputy
 from sevkvm.host.kvm import VcpuFd, VmFd
 from sevkvm.host.port import LocalPort
@@ -153,13 +153,18 @@ def open_guest(
 
 
 def list_guests(*, timeout: float = 5.0) -> list[GuestSummary]:
-    """Every KVM VM on this host. Only a VMM that keeps ``/dev/sev`` open is attached to, briefly."""
+    """Every KVM VM on this host.
+
+    What protects it only the kernel knows, so the VMM is attached to, briefly; not where the host has no SEV and the
+    VMM no ``/dev/sev`` open: then nothing protects it.
+    """
+    host_has_sev = sevdev.host_has_sev()
     summaries = []
     for vm_info in discovery.find_vms():
         summary = GuestSummary(
             vm_info.pid, vm_info.vm_fd, vm_info.name, len(vm_info.vcpu_fds), SevKind.NONE.value
         )
-        if vm_info.has_sev_device:
+        if host_has_sev or vm_info.has_sev_device:
             summary = _ask_protection(summary, timeout)
         summaries.append(summary)
     return summaries

@@ -28,8 +28,8 @@ _HEADINGS = ("PID", "VM-FD", "NAME", "VCPUS", "SEV", "POLICY", "DEBUG", "NOTE")
 def command(timeout: float, as_json: bool) -> None:
     """List the KVM guests of this host, what protects them, and whether they may be debugged.
 
-    Guests of other users show only with their rights: run as root to see all. Asking an encrypted guest for its
-    policy stops one thread of its VMM for a fraction of a millisecond; no other guest is touched.
+    Guests of other users show only with their rights: run as root to see all. Asking what protects a guest stops one
+    thread of its VMM for a fraction of a millisecond; where the host has no SEV, no VMM is touched.
     DEBUG is - where nothing needs to be allowed, and ? where it could not be asked.
     """
     from sevkvm import attach

@@ -9,7 +9,7 @@ from sevkvm.cli.options import GuestSession, guest_options, json_option
 from sevkvm.cli.render import hexadecimal, print_facts, print_json, print_table, size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from sevkvm.guest import Guest, SevInfo
 
@@ -100,7 +100,7 @@ def _facts(guest: Guest) -> Iterator[tuple[str, str]]:
         yield "C-bit", f"bit {info.cbit_pos}, {_CBIT_SOURCES.get(info.cbit_source or '', 'source unknown')}"
     elif info.encrypted:
         yield "C-bit", "unknown; say it with --cbit-pos"
-    yield "vCPUs", ", ".join(map(str, guest.vcpu_indexes)) or "none known"
+    yield "vCPUs", _vcpus(guest.vcpu_indexes)
     yield (
         "memory",
         f"{size(guest.slots.nbytes)} in {len(guest.slots)} slots" if len(guest.slots) else "unknown",
@@ -137,3 +137,9 @@ def _as_json(guest: Guest) -> dict[str, Any]:
             for slot in guest.slots
         ],
     }
+
+
+def _vcpus(indexes: Sequence[int]) -> str:
+    if not indexes:
+        return "none known"
+    return f"{len(indexes)} (index {', '.join(map(str, indexes))})"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 from types import TracebackType
 from typing import Final
 
@@ -23,6 +24,8 @@ _HELP: Final = {
     errno.EBUSY: "the secure processor has stopped answering; see `dmesg | grep -i ccp`; a reboot is needed",
     errno.ETIMEDOUT: "the secure processor did not answer in time and is now disabled until reboot",
 }
+
+KVM_AMD_PARAMETERS: Final = Path("/sys/module/kvm_amd/parameters")
 
 
 class SevDevice:
@@ -69,3 +72,11 @@ class SevDevice:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def host_has_sev(device: str = "/dev/sev", parameters: Path = KVM_AMD_PARAMETERS) -> bool:
+    """Can a VM of this host be encrypted? The secure processor's device is there, or kvm_amd says so."""
+    try:
+        return Path(device).exists() or (parameters / "sev").read_text().strip() in ("Y", "1")
+    except OSError:
+        return False

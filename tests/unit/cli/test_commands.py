@@ -207,7 +207,7 @@ def test_status_of_an_encrypted_guest(attached, run):
         "debugging:   allowed",
         "running, firmware handle 1",
         "bit 51, told by the VMM's monitor",
-        "vCPUs:       0, 1",
+        "vCPUs:       2 (index 0, 1)",
         "320 KiB in 2 slots",
         "0x100000000  0x100010000  64 KiB",
     ):
