@@ -69,7 +69,7 @@ class LabVm:
             "vm_fd": self.vm_fd,
             "vcpu_fds": self.vcpu_fds,
             "sev_fd": self.sev_fd,
-            "policy": self.options.policy,
+            "policy": None if self.options.policy is None else hex(self.options.policy),
             "cbit_pos": self.image.cbit_pos,
             "cr3": hex(self.image.vcpus[0].sregs.cr3),
             "backing": self.options.backing.value,
@@ -87,7 +87,7 @@ class LabVm:
             ],
             "arguments": self.arguments(),
             "landmarks": [
-                {"name": mark.name, "gva": hex(mark.gva), "gpa": hex(mark.gpa), "nbytes": mark.nbytes}
+                {"name": mark.name, "gva": hex(mark.gva), "gpa": hex(mark.gpa), "size": mark.nbytes}
                 for mark in self.image.landmarks
             ],
         }

@@ -85,6 +85,7 @@ def test_the_launch_is_the_documented_one_and_ends_in_running(host: SevHost, pol
             (guest.hva(gpa), nbytes) for gpa, nbytes in private
         ]
         assert len(bytes.fromhex(guest.facts["measurement"])) == 48
+        assert guest.facts["policy"] == hex(policy)
         status = tool(host, guest, "status")
         assert (status["state"], status["policy"]) == ("running", hex(policy))
         assert status["sev"] == ("sev-es" if es else "sev")
