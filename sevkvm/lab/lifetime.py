@@ -57,6 +57,13 @@ def closable_stdin() -> int | None:
     return 0 if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) else None
 
 
+def _ending_signal_came(signal_fd: int) -> bool:
+    try:
+        return any(number in ENDING_SIGNALS for number in os.read(signal_fd, 64))
+    except BlockingIOError:
+        return False
+
+
 def wait_for_end(signal_fd: int, seconds: float | None = None) -> str:
     """Until a signal, the end of standard input, or ``seconds`` are over; says which."""
     deadline = None if seconds is None else time.monotonic() + seconds
@@ -67,7 +74,8 @@ def wait_for_end(signal_fd: int, seconds: float | None = None) -> str:
         ready, _, _ = select.select(watched, [], [], left)
         if not ready:
             return "timeout"
-        if signal_fd in ready and any(number in ENDING_SIGNALS for number in os.read(signal_fd, 64)):
+        # Asked even if only stdin woke us: a signal that came first is delivered as select returns.
+        if _ending_signal_came(signal_fd):
             return "signal"
         if stdin_fd in ready and not os.read(0, 4096):
             return "stdin"
