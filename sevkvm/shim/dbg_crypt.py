@@ -44,13 +44,13 @@ def _dbg_crypt(op: SevOp, *, decrypt: bool) -> None:
 
 def _piece(op: SevOp, src: int, dst: int, left: int, decrypt: bool) -> int:
     """Carry out the next piece; returns its length."""
-    in_page = min(left, PAGE_NBYTES - (src & PAGE_MASK), PAGE_NBYTES - (dst & PAGE_MASK))
-    direct = (src | dst | in_page) & _BLOCK_MASK == 0
+    nbytes_max = min(left, PAGE_NBYTES - (src & PAGE_MASK), PAGE_NBYTES - (dst & PAGE_MASK))
+    direct = (src | dst | nbytes_max) & _BLOCK_MASK == 0
     if direct and (src ^ dst) & PAGE_MASK == 0:
-        in_page = max(in_page, min(left, _RUN_NBYTES) & ~_BLOCK_MASK)
-    source = op.pin_some(src, in_page, write=False)
-    target = op.pin_some(dst, in_page, write=True)
-    nbytes = min(in_page, source.nbytes, target.nbytes)
+        nbytes_max = max(nbytes_max, _run(src, left))
+    source = op.pin_some(src, nbytes_max, write=False)
+    target = op.pin_some(dst, nbytes_max, write=True)
+    nbytes = min(nbytes_max, source.nbytes, target.nbytes)
     npages = (src % PAGE_NBYTES + nbytes + PAGE_MASK) // PAGE_NBYTES
     if direct and decrypt:
         _decrypt(op, src, source.spa, dst, nbytes, npages)
@@ -63,6 +63,14 @@ def _piece(op: SevOp, src: int, dst: int, left: int, decrypt: bool) -> int:
         _encrypt_slow(op, src, dst, target.spa, nbytes)
     op.record.pages += npages
     return nbytes
+
+
+def _run(src: int, left: int) -> int:
+    """How far direct pieces follow each other: to the end if that is one too, else to a page border."""
+    if left <= _RUN_NBYTES and not left & _BLOCK_MASK:
+        return left
+    nbytes = min(left, _RUN_NBYTES)
+    return nbytes - (src + nbytes & PAGE_MASK)
 
 
 def _decrypt(op: SevOp, src: int, src_spa: int, dst: int, nbytes: int, npages: int) -> None:
