@@ -33,7 +33,7 @@ class AddressSpace:
         self._spas = spas
         self._mem = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
         self._maps = os.open(f"/proc/{pid}/maps", os.O_RDONLY | os.O_CLOEXEC)
-        self._can_query = True
+        self.can_query = True
         self._kept: list[tuple[int, int, list[Backing]]] = []
 
     def alive(self) -> bool:
@@ -82,13 +82,13 @@ class AddressSpace:
 
     def _vmas(self, hva: int, end: int) -> Iterator[Vma]:
         """The mappings from the one that holds ``hva`` on, up to ``end``."""
-        while hva < end and self._can_query:
+        while hva < end and self.can_query:
             vma = self._query(hva)
             if vma is None:
                 break
             yield vma
             hva = vma.end
-        if self._can_query:
+        if self.can_query:
             return
         vmas = parse_maps(self._read_maps())
         first = max(bisect_right(vmas, hva, key=lambda vma: vma.start) - 1, 0)
@@ -105,7 +105,7 @@ class AddressSpace:
             fcntl.ioctl(self._maps, _PROCMAP_QUERY, buffer)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ESRCH):
-                self._can_query = False
+                self.can_query = False
             return None
         _, _, _, start, end, flags, _, offset, inode, device, *_ = _QUERY.unpack(buffer)
         major, minor = device & 0xFFFFFFFF, device >> 32
