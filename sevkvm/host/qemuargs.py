@@ -10,6 +10,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 _SHIFTS = {"": 20, "B": 0, "K": 10, "M": 20, "G": 30, "T": 40}  # -m without a unit means MiB
 _DEFAULT_RAM_NBYTES = 128 << 20
@@ -59,7 +60,7 @@ def parse(argv: Sequence[str]) -> QemuArgs:
     if not is_qemu(argv):
         return QemuArgs()
     options: defaultdict[str, list[str]] = defaultdict(list)
-    for option, value in zip(argv[1:], [*argv[2:], ""], strict=True):
+    for option, value in pairwise([*argv[1:], ""]):
         if option.startswith("-"):
             options[option.removeprefix("-").removeprefix("-")].append(value)
     machine_options: dict[str, str] = {}
