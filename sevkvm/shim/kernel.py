@@ -10,7 +10,7 @@ import errno
 import struct
 import threading
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 from sevkvm.abi import kvm as abi
 from sevkvm.abi.sev import CMD_ERROR_OFFSET, CMD_NBYTES, KvmSevCmd, SevCmd
@@ -29,6 +29,7 @@ SEV_REQUESTS: Final = (
 _REGION: Final = struct.Struct("<QQ")
 
 Handler = Callable[[SevOp], None]
+Generation = Literal["old", "new"]  # 5.x to 7.1, or from 7.2
 
 _HANDLERS: Final[dict[int, Handler]] = {
     SevCmd.INIT: launch_ops.init,
@@ -81,7 +82,14 @@ def command_name(command: int) -> str:
 class Kernel:
     """One pretend host's kvm_amd. Thread-safe: one lock stands for every ``kvm->lock`` and for the mailbox."""
 
-    def __init__(self, firmware: Firmware | None = None, log: CommandLog | None = None) -> None:
+    def __init__(
+        self,
+        firmware: Firmware | None = None,
+        log: CommandLog | None = None,
+        *,
+        generation: Generation = "new",
+    ) -> None:
+        self.generation = generation
         self.firmware = Firmware() if firmware is None else firmware
         self.log = CommandLog() if log is None else log
         self.vms: list[Vm] = []
