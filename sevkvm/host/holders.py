@@ -68,7 +68,7 @@ def holder(pid: int, proc: Path, same_file: SameFile) -> Holder:
         tuple(tuple(fds) for fds in vms),
         dict(sorted(vcpu_fds.items())),
         clash,
-        procfs.SEV_DEVICE in links.values(),
+        any(procfs.is_sev_device(link) for link in links.values()),
     )
 
 

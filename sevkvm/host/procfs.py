@@ -22,8 +22,9 @@ from sevkvm import errors
 PROC: Final = Path("/proc")
 PF_USER_WORKER: Final = 0x4000  # include/linux/sched.h: driven by the kernel; never stops for ptrace
 KVM_VM_LINK: Final = "anon_inode:kvm-vm"
-SEV_DEVICE: Final = "/dev/sev"
 _KVM_VCPU_LINK: Final = re.compile(r"anon_inode:kvm-vcpu:(\d+)")
+# /dev/sev; a container may see it elsewhere, and on a pretend host it is a file in memory
+_SEV_DEVICE_LINK: Final = re.compile(r"/(.*/|memfd:)sev( \(deleted\))?")
 _RIGHTS_HELP: Final = "run sevkvm as root, or as the VMM's own user with CAP_SYS_PTRACE"
 
 _T = TypeVar("_T")
@@ -137,6 +138,11 @@ def vcpu_index(link: str) -> int | None:
     """N of ``anon_inode:kvm-vcpu:N``, or None for any other descriptor (a vCPU's statistics, say)."""
     match = _KVM_VCPU_LINK.fullmatch(link)
     return int(match[1]) if match else None
+
+
+def is_sev_device(link: str) -> bool:
+    """Does a descriptor with this link look like the SEV device?"""
+    return _SEV_DEVICE_LINK.fullmatch(link) is not None
 
 
 def tasks(pid: int, proc: Path = PROC) -> list[Task]:

@@ -101,6 +101,23 @@ def test_fd_links(fake: FakeProc) -> None:
     assert [procfs.vcpu_index(link) for link in links.values()] == [None, None, None, 3]
 
 
+@pytest.mark.parametrize(
+    ("link", "expected"),
+    [
+        ("/dev/sev", True),
+        ("/run/vm/dev/sev", True),
+        ("/memfd:sev (deleted)", True),
+        ("/dev/sev-guest", False),
+        ("/dev/sevx", False),
+        ("/memfd:ram (deleted)", False),
+        ("socket:[1]", False),
+        ("sev", False),
+    ],
+)
+def test_what_looks_like_the_sev_device(link: str, expected: bool) -> None:
+    assert procfs.is_sev_device(link) is expected
+
+
 def test_a_descriptor_closed_meanwhile_is_left_out(fake: FakeProc, monkeypatch: pytest.MonkeyPatch) -> None:
     fake.process(7, fds={3: "/a", 4: "/b"})
     real = os.readlink

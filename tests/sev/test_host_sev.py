@@ -1,0 +1,78 @@
+"""The SEV device and the discovery of encrypted guests, on a pretend SEV host and on a real one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from sevkvm.abi import sev
+from sevkvm.host import discovery
+from sevkvm.host.sevdev import SevDevice
+from sevkvm.shim.supervisor import KvmMode, SevHost
+from tests.support.lab import SUBPROCESS_ENVIRONMENT, lab_guest
+from tests.support.qemu import qemu, require_kvm, require_kvm_qemu
+from tests.support.sevhost import require_kvm_mode
+
+pytestmark = pytest.mark.sev
+
+ASK = """
+import json
+from dataclasses import asdict
+from sevkvm.host.sevdev import SevDevice
+with SevDevice() as device:
+    print(json.dumps(asdict(device.platform_status())))
+"""
+
+
+def platform_status(host: SevHost) -> dict[str, int]:
+    argv = [sys.executable, "-c", ASK]
+    process = host.popen(argv, stdout=subprocess.PIPE, env=SUBPROCESS_ENVIRONMENT)
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    status: dict[str, int] = json.loads(said)
+    return status
+
+
+@pytest.mark.parametrize("kvm", ["real", "standin"])
+def test_platform_status_counts_guests(kvm: KvmMode) -> None:
+    require_kvm_mode(kvm)
+    with SevHost(kvm=kvm) as host:
+        before = platform_status(host)
+        with lab_guest(policy=0, popen=host.popen):
+            during = platform_status(host)
+    assert (before["guest_count"], during["guest_count"]) == (0, 1)
+    assert during["state"] == sev.PlatformState.WORKING
+    assert before.keys() == asdict(sev.PlatformStatus(0, 0, 0, 0, 0, 0)).keys()
+
+
+def test_platform_status_of_this_host() -> None:
+    if not Path("/dev/sev").exists():
+        pytest.skip("no /dev/sev: this host has no AMD SEV")
+    with SevDevice() as device:
+        status = device.platform_status()
+    assert status.state in list(sev.PlatformState)
+    assert status.api_major >= 0
+
+
+def test_an_encrypted_guest_shows_from_outside_its_host() -> None:
+    require_kvm_mode("real")
+    require_kvm()
+    with SevHost(kvm="real") as host, lab_guest(policy=0, vcpus=2, popen=host.popen) as guest:
+        vm = discovery.resolve(guest.pid, None)
+        assert vm.has_sev_device
+        assert vm.vm_fd == guest.facts["vm_fd"]
+        assert list(vm.vcpu_fds.values()) == guest.facts["vcpu_fds"]
+        assert vm in discovery.find_vms()
+
+
+def test_an_encrypted_qemu_shows_from_outside_its_host() -> None:
+    require_kvm_qemu()
+    require_kvm_mode("real")
+    with SevHost(kvm="real") as host, qemu(sev_policy=0, popen=host.popen) as vmm:
+        assert discovery.resolve(vmm.pid, vmm.vm_fd).has_sev_device
+        assert discovery.monitor_socket(vmm.pid) == vmm.qmp_path
