@@ -112,6 +112,7 @@ class Guest:
             )
         if self._depth and self._states is not None:
             return self._states
+        self.memory.settle()
         with self.held():
             self._states = [
                 VcpuState(vcpu.index, vcpu.get_regs(), vcpu.get_sregs()) for vcpu in self._parts.vcpus

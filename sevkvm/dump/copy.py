@@ -67,7 +67,7 @@ class Copier:
         reader = self._reader
         while gpa < end:
             want = min(end - gpa, len(reader.buffer))
-            got = reader.read(gpa, want, private)
+            got = reader.read(gpa, want, private, ahead=end - gpa - want)
             self._deliver(got)
             gpa += got
             if got == want:

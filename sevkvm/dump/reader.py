@@ -26,8 +26,8 @@ class Memory(Protocol):
         """How much to ask for at a time for the best throughput."""
         ...
 
-    def readinto(self, gpa: int, private: bool, buffer: memoryview) -> int:
-        """Fill ``buffer`` from ``gpa``; short at the first byte that cannot be read."""
+    def readinto(self, gpa: int, private: bool, buffer: memoryview, ahead: int = 0) -> int:
+        """Fill ``buffer`` from ``gpa``; short at the first byte that cannot be read. ``ahead`` is asked for next."""
         ...
 
     def read_tables(self, gpas: Sequence[int]) -> Sequence[bytes | None]:
@@ -77,11 +77,14 @@ class PageReader:
         self.buffer = bytearray(max(PAGE, memory.chunk_nbytes))
         self._view = memoryview(self.buffer)
 
-    def read(self, gpa: int, nbytes: int, private: bool) -> int:
-        """Read at most one chunk into ``buffer``; return the bytes delivered before the first unreadable one."""
+    def read(self, gpa: int, nbytes: int, private: bool, ahead: int = 0) -> int:
+        """Read at most one chunk into ``buffer``; return the bytes delivered before the first unreadable one.
+
+        ``ahead``: how many bytes after it will be read next.
+        """
         want = min(nbytes, len(self.buffer))
         try:
-            return self._memory.readinto(gpa, private, self._view[:want])
+            return self._memory.readinto(gpa, private, self._view[:want], ahead)
         except errors.MemoryFault:
             return self._read_pagewise(gpa, want, private)
 

@@ -17,7 +17,7 @@ from sevkvm.abi.kvm import request_name
 if TYPE_CHECKING:
     from sevkvm.native import DeputyHandle
 
-SCRATCH_NBYTES = 2 << 20
+SCRATCH_NBYTES = 4 << 20  # two halves: one is filled while the other is read
 _WAIT_SLICE_MS = 100  # between slices a pending Ctrl-C is taken
 
 
@@ -47,6 +47,7 @@ class Deputy:
     def __init__(self, pid: int, *, scratch_nbytes: int = SCRATCH_NBYTES, timeout: float = 5.0) -> None:
         self.pid = pid
         self._timeout = timeout
+        self._request = 0
         self._handle: DeputyHandle | None = native.deputy_open(pid, scratch_nbytes, int(timeout * 1000))
         info = self.info()
         self.args_hva = info.args_hva
@@ -64,19 +65,28 @@ class Deputy:
 
     def ioctl(self, fd: int, request: int, argument: int = 0) -> int:
         """ioctl(2) in the VMM; TargetTimeout if it does not return in time (it is then still in flight)."""
+        self.submit(fd, request, argument)
+        return self.complete()
+
+    def submit(self, fd: int, request: int, argument: int = 0) -> None:
+        """Start ioctl(2) in the VMM; nothing else can be issued before ``complete``."""
+        native.deputy_start(self._live(), fd, request, argument)
+        self._request = request
+
+    def complete(self) -> int:
+        """Wait for the submitted ioctl: as ``ioctl``."""
         handle = self._live()
-        native.deputy_start(handle, fd, request, argument)
         deadline = time.monotonic() + self._timeout
         result = native.deputy_wait(handle, _WAIT_SLICE_MS)
         while result is None:
             if time.monotonic() >= deadline:
                 raise errors.TargetTimeout(
-                    f"{request_name(request)} has not returned after {self._timeout:g} s",
+                    f"{request_name(self._request)} has not returned after {self._timeout:g} s",
                     help="a vCPU that runs holds its own lock, and the secure processor may be slow; try --timeout",
                 )
             result = native.deputy_wait(handle, _WAIT_SLICE_MS)
         if result < 0:
-            raise errors.IoctlError(request_name(request), -result)
+            raise errors.IoctlError(request_name(self._request), -result)
         return result
 
     def readinto(self, hva: int, buffer: memoryview) -> int:

@@ -81,25 +81,36 @@ class VmFd:
 
     def sev_dbg_decrypt(self, src_hva: int, dst_hva: int, nbytes: int) -> None:
         """KVM_SEV_DBG_DECRYPT. Only whole 16-byte blocks and equal page offsets are safe on every kernel."""
-        self._sev_dbg(sev.SevCmd.DBG_DECRYPT, src_hva, dst_hva, nbytes)
+        self.submit_sev_dbg_decrypt(src_hva, dst_hva, nbytes)
+        self.complete_sev_dbg_decrypt()
+
+    def submit_sev_dbg_decrypt(self, src_hva: int, dst_hva: int, nbytes: int) -> None:
+        """Start it; nothing else may be asked through this port until ``complete_sev_dbg_decrypt``."""
+        self._submit(sev.SevCmd.DBG_DECRYPT, _pack_dbg(src_hva, dst_hva, nbytes))
+
+    def complete_sev_dbg_decrypt(self) -> None:
+        """Wait for its end: raises what ``sev_dbg_decrypt`` raises."""
+        self._complete(sev.SevCmd.DBG_DECRYPT)
 
     def sev_dbg_encrypt_unchecked(self, src_hva: int, dst_hva: int, nbytes: int) -> None:
         """KVM_SEV_DBG_ENCRYPT: **writes guest memory**. Same alignment rules; nothing checks what is there."""
-        self._sev_dbg(sev.SevCmd.DBG_ENCRYPT, src_hva, dst_hva, nbytes)
-
-    def _sev_dbg(self, command: sev.SevCmd, src_hva: int, dst_hva: int, nbytes: int) -> None:
-        if (src_hva | dst_hva | nbytes) % sev.BLOCK_NBYTES or (src_hva ^ dst_hva) & 0xFFF or nbytes <= 0:
-            raise ValueError("DBG commands need whole 16-byte blocks at equal page offsets")
-        self._sev_op(command, sev.pack_dbg(src_hva, dst_hva, nbytes))
+        self._sev_op(sev.SevCmd.DBG_ENCRYPT, _pack_dbg(src_hva, dst_hva, nbytes))
 
     def _sev_op(self, command: sev.SevCmd, data: bytes) -> None:
+        self._submit(command, data)
+        self._complete(command)
+
+    def _submit(self, command: sev.SevCmd, data: bytes) -> None:
         args = self.port.args_hva
         cmd = sev.KvmSevCmd(command, data=args + _DATA_OFFSET)
         self.port.write(args, cmd.pack().ljust(_DATA_OFFSET, b"\0") + data)
+        self.port.submit(self.fd, abi.KVM_MEMORY_ENCRYPT_OP, args)
+
+    def _complete(self, command: sev.SevCmd) -> None:
         try:
-            self.port.ioctl(self.fd, abi.KVM_MEMORY_ENCRYPT_OP, args)
+            self.port.complete()
         except errors.IoctlError as error:
-            status = sev.KvmSevCmd.unpack(self.port.read(args, sev.CMD_NBYTES)).error
+            status = sev.KvmSevCmd.unpack(self.port.read(self.port.args_hva, sev.CMD_NBYTES)).error
             name = f"KVM_SEV_{command.name}"
             # The preset survives unless the firmware was reached, and only EIO reports a firmware status.
             if error.errno == errno.EIO and status not in (0, sev.SEV_RET_NO_FW_CALL):
@@ -107,6 +118,12 @@ class VmFd:
                     name, status, sev.fw_status_name(status), help=sev.fw_status_help(status)
                 ) from error
             raise errors.IoctlError(name, error.errno, help=_SEV_OP_HELP.get(error.errno)) from error
+
+
+def _pack_dbg(src_hva: int, dst_hva: int, nbytes: int) -> bytes:
+    if (src_hva | dst_hva | nbytes) % sev.BLOCK_NBYTES or (src_hva ^ dst_hva) & 0xFFF or nbytes <= 0:
+        raise ValueError("DBG commands need whole 16-byte blocks at equal page offsets")
+    return sev.pack_dbg(src_hva, dst_hva, nbytes)
 
 
 _SEV_OP_HELP: Final = {

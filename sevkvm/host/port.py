@@ -44,6 +44,14 @@ class IoctlPort(Protocol):
         """Issue it; the kernel's result (>= 0), or IoctlError with its errno."""
         ...
 
+    def submit(self, fd: int, request: int, argument: int = 0) -> None:
+        """Issue it without waiting, where the port can; one at a time, ended by ``complete``."""
+        ...
+
+    def complete(self) -> int:
+        """Wait for what was submitted: as ``ioctl``."""
+        ...
+
     def readinto(self, hva: int, buffer: memoryview) -> int:
         """Read the process's memory; the short-read rule of ``memory.source``."""
         ...
@@ -66,6 +74,7 @@ class LocalPort:
         self._area = mmap.mmap(-1, ARGS_NBYTES + self.scratch_nbytes)
         self.args_hva = native.address_of(self._area)
         self.scratch_hva = self.args_hva + ARGS_NBYTES
+        self._submitted = (-1, 0, 0)
 
     def ioctl(self, fd: int, request: int, argument: int = 0) -> int:
         """ioctl(2) on this thread."""
@@ -73,6 +82,14 @@ class LocalPort:
         if result < 0:
             raise errors.IoctlError(request_name(request), -result)
         return result
+
+    def submit(self, fd: int, request: int, argument: int = 0) -> None:
+        """Remember it: this thread is the only one that could issue it."""
+        self._submitted = fd, request, argument
+
+    def complete(self) -> int:
+        """Issue what was submitted."""
+        return self.ioctl(*self._submitted)
 
     def readinto(self, hva: int, buffer: memoryview) -> int:
         """Read our own memory; an unmapped address is a short read, not a crash."""

@@ -16,7 +16,7 @@ from sevkvm.abi.x86 import PAGE_MASK, PAGE_NBYTES
 if TYPE_CHECKING:
     from sevkvm.memory.hva import HvaSource
     from sevkvm.memory.sevdbg import SevDbgSource
-    from sevkvm.memory.source import MemorySource, SlotMap
+    from sevkvm.memory.source import Extent, MemorySource, SlotMap
 
 CACHE_PAGES: Final = 32_768  # 128 MiB at most
 _BULK_NBYTES: Final = 64 * PAGE_NBYTES
@@ -51,7 +51,8 @@ class GuestMemory:
         self._private = private
         self._cache: OrderedDict[_Page, bytes] = OrderedDict()
         self.stats = MemoryStats()
-        self.chunk_nbytes = 512 << 10  # read and written again while it is in a core's own cache
+        # plain bytes: read and written again while they are in a core's own cache
+        self.chunk_nbytes = private.chunk_nbytes if private else 512 << 10
 
     @property
     def encrypted(self) -> bool:
@@ -77,11 +78,20 @@ class GuestMemory:
         }
 
     def invalidate(self) -> None:
-        """Forget cached pages: the guest has run, or may have."""
+        """Forget cached pages, and what was begun ahead: the guest has run, or may have."""
         self._cache.clear()
+        self.settle()
 
-    def readinto(self, gpa: int, private: bool, buffer: memoryview) -> int:
-        """Fill ``buffer``; the short-read rule. Crosses slots that touch."""
+    def settle(self) -> None:
+        """Wait for what was begun ahead and drop it: the port is free for other requests."""
+        if self._private is not None:
+            self._private.settle()
+
+    def readinto(self, gpa: int, private: bool, buffer: memoryview, ahead: int = 0) -> int:
+        """Fill ``buffer``; the short-read rule. Crosses slots that touch.
+
+        ``ahead``: how many bytes right after it the caller will ask for next; they may be begun meanwhile.
+        """
         if not self.encrypted:
             private = False
         done = 0
@@ -89,7 +99,8 @@ class GuestMemory:
             if extent.gpa != gpa + done:
                 break
             piece = buffer[done : done + extent.nbytes]
-            got = self._read_extent(extent.gpa, extent.hva, private, piece)
+            follows = self._follows(extent, gpa + len(buffer), private, ahead)
+            got = self._read_extent(extent.gpa, extent.hva, private, piece, follows)
             done += got
             if got < len(piece):
                 break
@@ -139,14 +150,30 @@ class GuestMemory:
     def _source(self, private: bool) -> MemorySource:
         return self._private if private and self._private is not None else self._shared
 
+    def _decrypt_or_copy(self, gpa: int, hva: int, private: bool, buffer: memoryview, ahead: int) -> int:
+        if private and self._private is not None:
+            return self._private.readinto(gpa, hva, buffer, ahead)
+        return self._shared.readinto(gpa, hva, buffer)
+
     def _commands(self) -> int:
         return self._private.counters.commands if self._private else 0
 
-    def _read_extent(self, gpa: int, hva: int, private: bool, buffer: memoryview) -> int:
+    def _follows(self, extent: Extent, end: int, private: bool, ahead: int) -> int:
+        """How much of ``ahead`` lies in the same slot and is not cached from its start on."""
+        slot = self.slots.find(extent.gpa)
+        if not ahead or not private or slot is None or extent.gpa + extent.nbytes != end:
+            return 0
+        ahead = min(ahead, slot.end - end, self.chunk_nbytes)
+        for at in range(end & ~PAGE_MASK, end + ahead, PAGE_NBYTES) if self._cache else ():
+            if (at, private) in self._cache:
+                return max(0, at - end)
+        return ahead
+
+    def _read_extent(self, gpa: int, hva: int, private: bool, buffer: memoryview, ahead: int) -> int:
         if not private and len(buffer) >= PAGE_NBYTES:
             return self._shared.readinto(gpa, hva, buffer)
         if len(buffer) > _BULK_NBYTES:
-            return self._read_bulk(gpa, hva, private, buffer)
+            return self._read_bulk(gpa, hva, private, buffer, ahead)
         commands = self._commands()
         done = self._read_cached(gpa, hva, private, buffer)
         self.stats.data_commands += self._commands() - commands
@@ -180,7 +207,7 @@ class GuestMemory:
             self._remember((page, private), data)
         return done
 
-    def _read_bulk(self, gpa: int, hva: int, private: bool, buffer: memoryview) -> int:
+    def _read_bulk(self, gpa: int, hva: int, private: bool, buffer: memoryview, ahead: int) -> int:
         """What is cached from the cache, the rest straight into the buffer."""
         commands = self._commands()
         done = 0
@@ -192,7 +219,10 @@ class GuestMemory:
                 self.stats.cache_hits += 1
                 got = nbytes
             else:
-                got = self._source(private).readinto(start, hva + offset, buffer[offset : offset + nbytes])
+                last = offset + nbytes == len(buffer)
+                got = self._decrypt_or_copy(
+                    start, hva + offset, private, buffer[offset : offset + nbytes], ahead if last else 0
+                )
             done += got
             if got < nbytes:
                 break

@@ -44,46 +44,93 @@ def pages_touched(address: int, nbytes: int) -> int:
     return ((address + nbytes + PAGE_MASK) >> 12) - (address >> 12) if nbytes else 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A decryption that was submitted: ``[src_hva, end_hva)`` into the scratch area at ``dst_hva``."""
+
+    src_hva: int
+    end_hva: int
+    dst_hva: int
+    began_ns: int
+
+
 class SevDbgSource:
-    """A MemorySource that has the firmware decrypt into the port's scratch area."""
+    """A MemorySource that has the firmware decrypt into the port's scratch area.
+
+    The scratch area has two halves: while one is copied out, and written to a file, the firmware fills the other.
+    """
 
     def __init__(self, vm: VmFd) -> None:
         self._vm = vm
         self._port = vm.port
-        self._chunk_nbytes = min(_FIRST_CHUNK_NBYTES, vm.port.scratch_nbytes)
+        self._half_nbytes = vm.port.scratch_nbytes // 2 & ~PAGE_MASK
+        self._chunk_nbytes = min(_FIRST_CHUNK_NBYTES, self._half_nbytes)
+        self._flight: _Flight | None = None
+        self._upper_half = False
         self.counters = DecryptCounters()
         self.reason = ""
         """Why the last short read was short."""
 
-    def readinto(self, gpa: int, hva: int, buffer: memoryview) -> int:
-        """Decrypt guest memory at ``hva``; the short-read rule. FirmwareError where the firmware refuses."""
-        done = 0
-        while done < len(buffer):
-            at = hva + done
-            start = at & ~(BLOCK_NBYTES - 1)
-            room = self._chunk_nbytes - (start & PAGE_MASK)
-            end = min(start + room, -(-(hva + len(buffer)) // BLOCK_NBYTES) * BLOCK_NBYTES)
-            if not self._decrypt(start, end - start):
-                if (end - 1) >> 12 == start >> 12:
-                    return done
+    @property
+    def chunk_nbytes(self) -> int:
+        """The most that one ioctl is asked for."""
+        return self._half_nbytes
+
+    def readinto(self, gpa: int, hva: int, buffer: memoryview, ahead: int = 0) -> int:
+        """Decrypt guest memory at ``hva``; the short-read rule. FirmwareError where the firmware refuses.
+
+        ``ahead``: how many bytes after the buffer the caller is going to ask for next, at the next ``hva``; they are
+        begun while it works on these. What it then does not ask for was decrypted in vain.
+        """
+        end = hva + len(buffer)
+        at = hva
+        while at < end:
+            flight = self._take(at) or self._submit(at, end)
+            if not self._complete(flight):
+                if (flight.end_hva - 1) >> 12 == flight.src_hva >> 12:
+                    break
                 # Some page of this chunk: come closer from below. What was done stays done, but uncounted.
                 self._chunk_nbytes = max(PAGE_NBYTES, self._chunk_nbytes // 2 & ~PAGE_MASK)
                 continue
-            piece = buffer[done : done + (end - at)]
-            got = self._port.readinto(self._port.scratch_hva + (at & PAGE_MASK), piece)
-            if got < len(piece):
-                raise errors.TargetGone("the scratch area in the VMM has vanished", pid=self._port.pid)
-            done += got
-        return done
+            stop = min(flight.end_hva, end)
+            if stop < end:
+                self._flight = self._submit(stop, end)
+            elif ahead and not end & PAGE_MASK:
+                self._flight = self._submit(end, end + ahead)
+            self._copy_out(flight, at, buffer[at - hva : stop - hva])
+            at = stop
+        return at - hva
 
-    def _decrypt(self, src_hva: int, nbytes: int) -> bool:
-        """One ioctl into the scratch area, at the same page offset; False for a hole."""
-        counters = self.counters
-        counters.ioctls += 1
-        counters.commands += pages_touched(src_hva, nbytes)
-        began = time.monotonic_ns()
+    def settle(self) -> None:
+        """Wait for what was begun in advance, and drop it."""
+        flight, self._flight = self._flight, None
+        if flight is not None:
+            self._complete(flight)
+
+    def _take(self, hva: int) -> _Flight | None:
+        """What was begun in advance, if it begins there; anything else is waited for and dropped."""
+        if self._flight is None or self._flight.src_hva != hva:
+            self.settle()
+        flight, self._flight = self._flight, None
+        return flight
+
+    def _submit(self, hva: int, end: int) -> _Flight:
+        """One ioctl into the next half of the scratch area, at the same page offset."""
+        start = hva & ~(BLOCK_NBYTES - 1)
+        stop = min(start + self._chunk_nbytes - (start & PAGE_MASK), -(-end // BLOCK_NBYTES) * BLOCK_NBYTES)
+        half_hva = self._port.scratch_hva + (self._half_nbytes if self._upper_half else 0)
+        self._upper_half = not self._upper_half
+        flight = _Flight(start, stop, half_hva + (start & PAGE_MASK), time.monotonic_ns())
+        self.counters.ioctls += 1
+        self.counters.commands += pages_touched(start, stop - start)
+        self._vm.submit_sev_dbg_decrypt(start, flight.dst_hva, stop - start)
+        return flight
+
+    def _complete(self, flight: _Flight) -> bool:
+        """Wait for it; False for a hole."""
+        asked_ns = time.monotonic_ns()
         try:
-            self._vm.sev_dbg_decrypt(src_hva, self._port.scratch_hva + (src_hva & PAGE_MASK), nbytes)
+            self._vm.complete_sev_dbg_decrypt()
         except errors.FirmwareError as error:
             if error.status not in _HOLE_STATUSES:
                 raise
@@ -94,9 +141,18 @@ class SevDbgSource:
                 raise
             self.reason = error.message
             return False
-        counters.nbytes += nbytes
-        self._adapt(nbytes, time.monotonic_ns() - began)
+        nbytes = flight.end_hva - flight.src_hva
+        self.counters.nbytes += nbytes
+        done_ns = time.monotonic_ns()
+        took_ns = done_ns - flight.began_ns
+        # had it ended long before we asked, we would not know how long it took
+        if done_ns - asked_ns >= took_ns // 2:
+            self._adapt(nbytes, took_ns)
         return True
+
+    def _copy_out(self, flight: _Flight, hva: int, piece: memoryview) -> None:
+        if self._port.readinto(flight.dst_hva + (hva - flight.src_hva), piece) < len(piece):
+            raise errors.TargetGone("the scratch area in the VMM has vanished", pid=self._port.pid)
 
     def _adapt(self, nbytes: int, took_ns: int) -> None:
         """Let the next chunk take about as long as the lock may be held."""
@@ -106,4 +162,4 @@ class SevDbgSource:
             wanted = self._chunk_nbytes * 2
         else:
             return
-        self._chunk_nbytes = max(PAGE_NBYTES, min(wanted & ~PAGE_MASK, self._port.scratch_nbytes))
+        self._chunk_nbytes = max(PAGE_NBYTES, min(wanted & ~PAGE_MASK, self._half_nbytes))

@@ -69,6 +69,7 @@ class FakePort:
         self.ioctls: list[tuple[int, int]] = []  # (fd, request) of every ioctl, in order
         self._kvm = MiniKvm(self.kernel, cbit_pos)
         self._sev = SevDevice(self.kernel)
+        self._submitted: tuple[int, int] | None = None
 
     # what the kernel model asks of a caller
     def is_sev_device(self, fd: int) -> bool:
@@ -78,8 +79,19 @@ class FakePort:
     # what the house asks of a port
     def ioctl(self, fd: int, request: int, argument: int = 0) -> int:
         """Issue it; the result (>= 0), or IoctlError with its errno. KVM_RUN: EINTR, as if kicked at once."""
+        self.submit(fd, request, argument)
+        return self.complete()
+
+    def submit(self, fd: int, request: int, argument: int = 0) -> None:
+        """Issue it; what came of it is kept for ``complete``."""
+        assert self._submitted is None, "one request at a time"
         self.ioctls.append((fd, request))
-        result = self._ioctl(fd, request, argument)
+        self._submitted = (request, self._ioctl(fd, request, argument))
+
+    def complete(self) -> int:
+        """What came of the submitted request: as ``ioctl``."""
+        assert self._submitted is not None
+        (request, result), self._submitted = self._submitted, None
         if result < 0:
             raise errors.IoctlError(abi.request_name(request), -result)
         return result

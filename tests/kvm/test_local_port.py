@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -36,9 +37,9 @@ def options(image: Image, vm: LabVm) -> AttachOptions:
 
 
 def test_the_same_guest_without_a_deputy(image: Image, vm: LabVm) -> None:
-    threads = len(os.listdir("/proc/self/task"))
+    threads = len(list(Path("/proc/self/task").iterdir()))
     with open_guest(options(image, vm)) as guest, guest.held():
-        assert len(os.listdir("/proc/self/task")) == threads
+        assert len(list(Path("/proc/self/task").iterdir())) == threads
         assert guest.registers()[0].regs == image.vcpus[0].regs
         for landmark in image.landmarks:
             assert guest.read_virtual(landmark.gva, landmark.nbytes) == image.plaintext(

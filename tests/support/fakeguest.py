@@ -37,7 +37,7 @@ class FakeMemory:
         self._ram = ram
         self._slots = slots
 
-    def readinto(self, gpa: int, private: bool, buffer: memoryview) -> int:
+    def readinto(self, gpa: int, private: bool, buffer: memoryview, ahead: int = 0) -> int:
         """See ``sevkvm.memory.source``."""
         self.reads += 1
         self.on_read(gpa)

@@ -262,3 +262,25 @@ def test_what_an_old_kernel_would_corrupt_is_never_issued(
 def test_any_offset_and_length(image: Image, fake: FakeGuest, gpa: int, nbytes: int) -> None:
     guest, _ = open_fake(fake)
     assert guest.memory.read(gpa, nbytes) == image.plaintext(gpa, nbytes)
+
+
+def test_what_is_begun_ahead_is_used_and_costs_nothing_twice(image: Image, fake: FakeGuest) -> None:
+    guest, _ = open_fake(fake)
+    memory, chunk = guest.memory, 512 << 10
+    start, end = 0x300000, 0x300000 + 3 * chunk
+    buffer = memoryview(bytearray(chunk))
+    with guest.held():
+        for gpa in range(start, end, chunk):
+            assert memory.readinto(gpa, True, buffer, ahead=end - gpa - chunk) == chunk
+            assert bytes(buffer) == image.plaintext(gpa, chunk)
+        assert commands(guest) == decrypts(fake) == (end - start) // 4096
+
+
+def test_what_was_begun_ahead_does_not_stand_in_the_way(image: Image, fake: FakeGuest) -> None:
+    guest, _ = open_fake(fake)
+    chunk = 512 << 10
+    buffer = memoryview(bytearray(chunk))
+    guest.memory.readinto(0x300000, True, buffer, ahead=chunk)
+    assert len(guest.registers()) == 2
+    guest.memory.readinto(0x300000, True, buffer, ahead=chunk)
+    assert guest.memory.read(0x100000, 64) == image.plaintext(0x100000, 64)

@@ -29,7 +29,12 @@ class Source:
     def byte(self, gpa: int) -> int:
         return (self.tag + (gpa >> 12) * 7 + gpa) & 0xFF
 
-    def readinto(self, gpa: int, hva: int, buffer: memoryview) -> int:
+    chunk_nbytes = 1 << 20
+
+    def settle(self) -> None:
+        pass
+
+    def readinto(self, gpa: int, hva: int, buffer: memoryview, ahead: int = 0) -> int:
         assert SLOTS.hva(gpa) == hva
         self.reads.append((gpa, len(buffer)))
         nbytes = len(buffer)
