@@ -267,7 +267,7 @@ def test_any_offset_and_length(image: Image, fake: FakeGuest, gpa: int, nbytes: 
 def test_what_is_begun_ahead_is_used_and_costs_nothing_twice(image: Image, fake: FakeGuest) -> None:
     guest, _ = open_fake(fake)
     memory, chunk = guest.memory, 512 << 10
-    start, end = 0x300000, 0x300000 + 3 * chunk
+    start, end = 0x280000, 0x280000 + 3 * chunk
     buffer = memoryview(bytearray(chunk))
     with guest.held():
         for gpa in range(start, end, chunk):
