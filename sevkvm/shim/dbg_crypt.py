@@ -14,7 +14,6 @@ from sevkvm.abi.sev import BLOCK_NBYTES, DBG_NBYTES, unpack_dbg
 from sevkvm.abi.x86 import PAGE_MASK, PAGE_NBYTES
 from sevkvm.shim.sev_op import Errno, SevOp
 
-_RUN_NBYTES: Final = 256 * 1024
 _ADDRESS_END: Final = 1 << 64
 _BLOCK_MASK: Final = BLOCK_NBYTES - 1
 
@@ -47,7 +46,7 @@ def _piece(op: SevOp, src: int, dst: int, left: int, decrypt: bool) -> int:
     nbytes_max = min(left, PAGE_NBYTES - (src & PAGE_MASK), PAGE_NBYTES - (dst & PAGE_MASK))
     direct = (src | dst | nbytes_max) & _BLOCK_MASK == 0
     if direct and (src ^ dst) & PAGE_MASK == 0:
-        nbytes_max = max(nbytes_max, _run(src, left))
+        nbytes_max = max(nbytes_max, _run(src, left, len(op.room)))
     source = op.pin_some(src, nbytes_max, write=False)
     target = op.pin_some(dst, nbytes_max, write=True)
     nbytes = min(nbytes_max, source.nbytes, target.nbytes)
@@ -65,11 +64,11 @@ def _piece(op: SevOp, src: int, dst: int, left: int, decrypt: bool) -> int:
     return nbytes
 
 
-def _run(src: int, left: int) -> int:
+def _run(src: int, left: int, room: int) -> int:
     """How far direct pieces follow each other: to the end if that is one too, else to a page border."""
-    if left <= _RUN_NBYTES and not left & _BLOCK_MASK:
+    if left <= room and not left & _BLOCK_MASK:
         return left
-    nbytes = min(left, _RUN_NBYTES)
+    nbytes = min(left, room)
     return nbytes - (src + nbytes & PAGE_MASK)
 
 
@@ -82,7 +81,7 @@ def _decrypt(op: SevOp, src: int, src_spa: int, dst: int, nbytes: int, npages: i
     op.store(dst, data)
 
 
-def _encrypt(op: SevOp, data: bytearray, dst: int, dst_spa: int, npages: int) -> None:
+def _encrypt(op: SevOp, data: memoryview, dst: int, dst_spa: int, npages: int) -> None:
     cipher = op.issue(lambda: op.firmware.dbg("DBG_ENCRYPT", op.vm.handle, 0, dst_spa, len(data), npages))
     cipher.encrypt_into(dst_spa, data, data)
     op.store(dst, data)
@@ -107,7 +106,7 @@ def _encrypt_slow(op: SevOp, src: int, dst: int, dst_spa: int, nbytes: int) -> N
     _encrypt(op, plain, dst - before, dst_spa - before, 1)
 
 
-def _bounce(op: SevOp, hva: int, spa: int, nbytes: int) -> bytearray:
+def _bounce(op: SevOp, hva: int, spa: int, nbytes: int) -> memoryview:
     """Whole blocks, decrypted into a buffer of the kernel's own."""
     data = op.load(hva, nbytes)
     cipher = op.issue(lambda: op.firmware.dbg("DBG_DECRYPT", op.vm.handle, spa, 0, nbytes))

@@ -10,6 +10,7 @@ LAUNCH_START without a session gets a random transport key, which is what the SE
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from typing import Final
 
@@ -23,7 +24,7 @@ from sevkvm.abi.sev import (
     PlatformStatus,
     Policy,
 )
-from sevkvm.shim.cipher import Bytes, GuestCipher, HostTweak
+from sevkvm.shim.cipher import GuestCipher, HostTweak
 from sevkvm.shim.guest_context import MEASUREMENT_NBYTES, GuestContext
 
 API_VERSION: Final = (1, 55)
@@ -34,6 +35,9 @@ MIN_SEV_ASID: Final = 100  # ASIDs below belong to SEV-ES guests, as CPUID 80000
 FLAG_ES: Final = 0x100
 DH_CERT_NBYTES: Final = 2084
 SESSION_NBYTES: Final = 128
+CHAIN_NBYTES: Final = 3 * DH_CERT_NBYTES  # PEK, OCA, CEK
+CERT_VERSION: Final = 1
+IDS_NBYTES: Final = 128
 
 
 class FirmwareFailure(Exception):
@@ -57,6 +61,7 @@ class Firmware:
         self.tweak = HostTweak() if tweak is None else tweak
         self.guests: dict[int, GuestContext] = {}
         self.counts: Counter[str] = Counter()
+        self._id = hashlib.sha512(b"sevkvm pretend processor").digest()
         self.initialised = True  # the driver initialises the platform when it loads
         self.es_enabled = True
 
@@ -86,6 +91,21 @@ class Firmware:
         self._issue("PLATFORM_STATUS")
         flags = FLAG_ES if self.initialised and self.es_enabled else 0
         return PlatformStatus(*API_VERSION, self.state, flags, BUILD, len(self.guests))
+
+    def get_id(self, room: int) -> bytes:
+        """GET_ID: the ids of two sockets, of which there is one."""
+        self._issue("GET_ID")
+        if room < IDS_NBYTES:
+            raise FirmwareFailure(FwStatus.INVALID_LEN, IDS_NBYTES)
+        return self._id + bytes(IDS_NBYTES - len(self._id))
+
+    def pdh_cert_export(self, room: int, chain_room: int) -> tuple[bytes, bytes]:
+        """PDH_CERT_EXPORT: (PDH, chain), of the right size and version, without keys; they certify nothing."""
+        self._issue("PDH_CERT_EXPORT")
+        self._ready()
+        _require(room >= DH_CERT_NBYTES and chain_room >= CHAIN_NBYTES, FwStatus.INVALID_LEN)
+        certificate = CERT_VERSION.to_bytes(4, "little").ljust(DH_CERT_NBYTES, b"\0")
+        return certificate, certificate * 3
 
     def launch_start(self, handle: int, policy: int, dh_nbytes: int = 0, session_nbytes: int = 0) -> int:
         """LAUNCH_START: a new guest, or one that shares the key of guest ``handle``; returns its handle."""
@@ -136,15 +156,14 @@ class Firmware:
         _require(guest.state == state, FwStatus.INVALID_GUEST_STATE)
         return guest
 
-    def launch_update(self, command: str, handle: int, spa: int, data: Bytes) -> bytearray:
-        """LAUNCH_UPDATE_DATA and _VMSA: the ciphertext of ``data`` at ``spa``, which is taken into the digest."""
+    def launch_update(self, command: str, handle: int, spa: int, nbytes: int) -> GuestContext:
+        """LAUNCH_UPDATE_DATA and _VMSA: the checks, then the guest that is to seal the data at ``spa``."""
         self._issue(command)
         guest = self._launching(handle, GuestState.LAUNCH_UPDATE)
         _require(guest.asid != 0, FwStatus.INACTIVE)
         _require(spa % BLOCK_NBYTES == 0, FwStatus.INVALID_ADDRESS)
-        _require(len(data) > 0 and len(data) % BLOCK_NBYTES == 0, FwStatus.INVALID_LEN)
-        guest.measured(data)
-        return guest.cipher.encrypt(spa, data)
+        _require(nbytes > 0 and nbytes % BLOCK_NBYTES == 0, FwStatus.INVALID_LEN)
+        return guest
 
     def launch_measure(self, handle: int, nbytes: int) -> bytes:
         """LAUNCH_MEASURE: the measurement; a short buffer fails with the length it wants."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from sevkvm.abi.sev import GuestState, Policy
-from sevkvm.shim.cipher import Bytes, GuestCipher
+from sevkvm.shim.cipher import GuestCipher
 
 NONCE_NBYTES: Final = 16
 MEASUREMENT_NBYTES: Final = 32 + NONCE_NBYTES
@@ -39,9 +39,10 @@ class GuestContext:
     tik: bytes = field(default_factory=lambda: os.urandom(16))
     digest: Any = field(default_factory=hashlib.sha256)
 
-    def measured(self, data: Bytes) -> None:
-        """Take launched plaintext into the digest."""
+    def seal(self, spa: int, data: bytearray | memoryview) -> None:
+        """Take launched plaintext at ``spa`` into the digest, and make it ciphertext in place."""
         self.digest.update(data)
+        self.cipher.encrypt_into(spa, data, data)
 
     def measure(self, api: tuple[int, int], build: int) -> bytes:
         """The measurement of what was launched so far, with a fresh nonce."""

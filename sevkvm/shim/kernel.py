@@ -26,6 +26,7 @@ SEV_REQUESTS: Final = (
     abi.KVM_MEMORY_ENCRYPT_REG_REGION,
     abi.KVM_MEMORY_ENCRYPT_UNREG_REGION,
 )
+_ROOM_NBYTES: Final = 1 << 20
 _REGION: Final = struct.Struct("<QQ")
 
 Handler = Callable[[SevOp], None]
@@ -95,6 +96,7 @@ class Kernel:
         self.vms: list[Vm] = []
         self._created = 0
         self._lock = threading.RLock()
+        self._room = memoryview(bytearray(_ROOM_NBYTES))
 
     def create_vm(self, mm: object, vm_type: int = VM_TYPE_DEFAULT) -> Vm:
         """KVM_CREATE_VM by address space ``mm``."""
@@ -136,7 +138,7 @@ class Kernel:
             raise Errno(errno.EFAULT)
         cmd = KvmSevCmd.unpack(raw)
         record = Record(command_name(cmd.id), caller.pid, vm.number)
-        op = SevOp(vm, caller, self.firmware, cmd.data, cmd.error, cmd.sev_fd, record, self.vms)
+        op = SevOp(vm, caller, self.firmware, cmd.data, cmd.error, cmd.sev_fd, record, self.vms, self._room)
         try:
             self._dispatch(op, cmd.id, argument, raw)
         except Errno as error:
@@ -170,7 +172,7 @@ class Kernel:
         hva, nbytes = _REGION.unpack(raw)
         name = "REG_REGION" if register else "UNREG_REGION"
         record = Record(name, caller.pid, vm.number, {"hva": hva, "nbytes": nbytes})
-        op = SevOp(vm, caller, self.firmware, 0, 0, 0, record, self.vms)
+        op = SevOp(vm, caller, self.firmware, 0, 0, 0, record, self.vms, self._room)
         try:
             op.require_sev()
             if register:

@@ -98,9 +98,13 @@ def launch_update_data(op: SevOp) -> None:
 
 
 def _update_run(op: SevOp, run: Backing) -> None:
-    data = op.load(run.hva, run.nbytes)
-    sealed = op.issue(lambda: op.firmware.launch_update("LAUNCH_UPDATE_DATA", op.vm.handle, run.spa, data))
-    op.store(run.hva, sealed)
+    guest = op.issue(
+        lambda: op.firmware.launch_update("LAUNCH_UPDATE_DATA", op.vm.handle, run.spa, run.nbytes)
+    )
+    for start in range(0, run.nbytes, len(op.room)):
+        data = op.load(run.hva + start, min(len(op.room), run.nbytes - start))
+        guest.seal(run.spa + start, data)
+        op.store(run.hva + start, data)
     op.record.pages += (run.hva % 4096 + run.nbytes + 4095) // 4096
 
 
@@ -112,9 +116,10 @@ def launch_update_vmsa(op: SevOp) -> None:
     """
     op.require_sev(es=True)
     for _ in range(op.vm.created_vcpus):
-        op.issue(
-            lambda: op.firmware.launch_update("LAUNCH_UPDATE_VMSA", op.vm.handle, 0, bytes(_VMSA_NBYTES))
+        guest = op.issue(
+            lambda: op.firmware.launch_update("LAUNCH_UPDATE_VMSA", op.vm.handle, 0, _VMSA_NBYTES)
         )
+        guest.seal(0, bytearray(_VMSA_NBYTES))
         op.vm.protected = True
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import errno
 import struct
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 from sevkvm.abi import kvm as abi
 from sevkvm.shim.cpuid import supported_cpuid
 from sevkvm.shim.kernel import SEV_REQUESTS, Kernel
 from sevkvm.shim.sev_op import Errno
-from sevkvm.shim.target import Caller, TargetMemory, read_exactly
+from sevkvm.shim.target import Caller
+from sevkvm.shim.vcpu_state import get, get_cpuid, put, put_cpuid, reset_regs, reset_sregs, sealed_sregs
 from sevkvm.shim.vm import Vm
 
 VCPU_MMAP_NBYTES: Final = 3 * 4096  # kvm_run, port I/O data, coalesced MMIO ring
@@ -31,21 +32,7 @@ _CAPABILITIES: Final = {
     136: 1,  # KVM_CAP_IMMEDIATE_EXIT
     abi.KVM_CAP_VM_TYPES: 1,  # the default type only
 }
-_RESET_CR0: Final = 0x6000_0010
-_CPUID_MAX_ENTRIES: Final = 256
-_ENTRY_NBYTES: Final = abi.CpuidEntry.NBYTES
 _REGION: Final = struct.Struct("<IIQQQ")
-
-
-_NO_SREGS: Final = abi.Sregs.unpack(bytes(abi.Sregs.NBYTES))
-
-
-def _reset_regs() -> abi.Regs:
-    return replace(abi.Regs.unpack(bytes(abi.Regs.NBYTES)), rip=0xFFF0, rflags=2)
-
-
-def _reset_sregs() -> abi.Sregs:
-    return replace(_NO_SREGS, cr0=_RESET_CR0, apic_base=0xFEE0_0900)
 
 
 @dataclass(eq=False)
@@ -59,8 +46,8 @@ class VcpuFile:
 
     vm: Vm
     index: int
-    regs: abi.Regs = field(default_factory=_reset_regs)
-    sregs: abi.Sregs = field(default_factory=_reset_sregs)
+    regs: abi.Regs = field(default_factory=reset_regs)
+    sregs: abi.Sregs = field(default_factory=reset_sregs)
     cpuid: list[abi.CpuidEntry] = field(default_factory=list)
 
 
@@ -110,7 +97,7 @@ class MiniKvm:
                     raise Errno(errno.EINVAL)
                 return VmFile(self.kernel.create_vm(caller.mm))
             case abi.KVM_GET_SUPPORTED_CPUID:
-                _put_cpuid(caller.memory, argument, supported_cpuid(self.cbit_pos))
+                put_cpuid(caller.memory, argument, supported_cpuid(self.cbit_pos))
                 return 0
         raise Errno(errno.ENOTTY)
 
@@ -127,7 +114,7 @@ class MiniKvm:
             case abi.KVM_CREATE_IRQCHIP:
                 return 0  # nothing runs, so nothing is ever delivered
             case abi.KVM_SET_USER_MEMORY_REGION:
-                _set_region(file, _get(caller.memory, argument, _REGION.size))
+                _set_region(file, get(caller.memory, argument, _REGION.size))
                 return 0
         raise Errno(errno.ENOTTY)
 
@@ -137,17 +124,18 @@ class MiniKvm:
         memory = caller.memory
         match request:
             case abi.KVM_GET_REGS:
-                _put(memory, argument, file.regs.pack())
+                put(memory, argument, file.regs.pack())
             case abi.KVM_SET_REGS:
-                file.regs = abi.Regs.unpack(_get(memory, argument, abi.Regs.NBYTES))
+                file.regs = abi.Regs.unpack(get(memory, argument, abi.Regs.NBYTES))
             case abi.KVM_GET_SREGS:
-                _put(memory, argument, _visible_sregs(file).pack())
+                sregs = sealed_sregs(file.sregs) if file.vm.protected else file.sregs
+                put(memory, argument, sregs.pack())
             case abi.KVM_SET_SREGS:
-                file.sregs = abi.Sregs.unpack(_get(memory, argument, abi.Sregs.NBYTES))
+                file.sregs = abi.Sregs.unpack(get(memory, argument, abi.Sregs.NBYTES))
             case abi.KVM_GET_CPUID2:
-                _put_cpuid(memory, argument, file.cpuid)
+                put_cpuid(memory, argument, file.cpuid)
             case abi.KVM_SET_CPUID2:
-                file.cpuid = _get_cpuid(memory, argument)
+                file.cpuid = get_cpuid(memory, argument)
             case _:
                 raise Errno(errno.ENOTTY)
         return 0
@@ -175,37 +163,3 @@ def _set_region(file: VmFile, raw: bytes) -> None:
     if any(gpa < start + length and start < gpa + nbytes for start, length, _ in others):
         raise Errno(errno.EEXIST)
     file.slots[slot] = (gpa, nbytes, hva)
-
-
-def _visible_sregs(file: VcpuFile) -> abi.Sregs:
-    """What GET_SREGS tells: of a sealed vCPU (SEV-ES, default VM type) only what the kernel itself tracks."""
-    if not file.vm.protected:
-        return file.sregs
-    s = file.sregs
-    return replace(_NO_SREGS, cr0=s.cr0, cr4=s.cr4, cr8=s.cr8, efer=s.efer, apic_base=s.apic_base)
-
-
-def _get(memory: TargetMemory, hva: int, nbytes: int) -> bytes:
-    data = read_exactly(memory, hva, nbytes)
-    if data is None:
-        raise Errno(errno.EFAULT)
-    return data
-
-
-def _put(memory: TargetMemory, hva: int, data: bytes) -> None:
-    if memory.write(hva, data) < len(data):
-        raise Errno(errno.EFAULT)
-
-
-def _put_cpuid(memory: TargetMemory, hva: int, entries: list[abi.CpuidEntry]) -> None:
-    (room,) = struct.unpack("<I", _get(memory, hva, 4))
-    if room < len(entries):
-        raise Errno(errno.E2BIG)
-    _put(memory, hva, abi.pack_cpuid2(entries))
-
-
-def _get_cpuid(memory: TargetMemory, hva: int) -> list[abi.CpuidEntry]:
-    (count,) = struct.unpack("<I", _get(memory, hva, 4))
-    if count > _CPUID_MAX_ENTRIES:
-        raise Errno(errno.E2BIG)
-    return abi.unpack_cpuid2(_get(memory, hva, 8 + count * _ENTRY_NBYTES))

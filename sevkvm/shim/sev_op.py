@@ -41,6 +41,7 @@ class SevOp:
     sev_fd: int
     record: Record
     kernel_vms: list[Vm]
+    room: memoryview  # the kernel's own: load() uses it again and again
 
     def copy_from_user(self, hva: int, nbytes: int) -> bytes:
         """``nbytes`` of the caller's memory, or EFAULT."""
@@ -95,10 +96,13 @@ class SevOp:
             raise Errno(errno.ENOMEM)
         return pinned[0]
 
-    def load(self, hva: int, nbytes: int) -> bytearray:
-        """What pinned pages hold; ENOMEM if they were not there after all (a hole in a file mapping, say)."""
-        buffer = bytearray(nbytes)
-        if self.caller.memory.readinto(hva, memoryview(buffer)) < nbytes:
+    def load(self, hva: int, nbytes: int) -> memoryview:
+        """What pinned pages hold, until the next load; at most ``len(room)`` bytes.
+
+        ENOMEM if they were not there after all (a hole in a file mapping, say).
+        """
+        buffer = self.room[:nbytes]
+        if self.caller.memory.readinto(hva, buffer) < nbytes:
             raise Errno(errno.ENOMEM)
         return buffer
 

@@ -7,14 +7,13 @@ without a writable descriptor and UNSUPPORTED by this firmware model with one.
 from __future__ import annotations
 
 import errno
-import hashlib
 import struct
 from dataclasses import dataclass
 from typing import Final
 
 from sevkvm.abi import sev
 from sevkvm.abi.sev import FwStatus, PlatformCmd
-from sevkvm.shim.firmware import DH_CERT_NBYTES, FirmwareFailure
+from sevkvm.shim.firmware import CHAIN_NBYTES, DH_CERT_NBYTES, FirmwareFailure
 from sevkvm.shim.kernel import Kernel
 from sevkvm.shim.log import Record
 from sevkvm.shim.sev_op import Errno
@@ -22,9 +21,6 @@ from sevkvm.shim.target import Caller, read_exactly
 
 _GET_ID2: Final = struct.Struct("<QI")  # address, length: packed
 _PDH_EXPORT: Final = struct.Struct("<QIQI")  # PDH address and length, chain address and length: packed
-_ID_NBYTES: Final = 64
-_IDS_NBYTES: Final = 2 * _ID_NBYTES
-_CHAIN_NBYTES: Final = 3 * DH_CERT_NBYTES  # PEK, OCA, CEK
 _KNOWN: Final = frozenset(PlatformCmd)
 _NEED_WRITE: Final = frozenset(
     (
@@ -65,7 +61,6 @@ class SevDevice:
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
-        self._id = hashlib.sha512(b"sevkvm pretend processor").digest()
 
     def ioctl(self, caller: Caller, request: int, argument: int, *, writable: bool) -> int:
         """An ioctl on an open ``/dev/sev``: 0 or -errno."""
@@ -113,27 +108,24 @@ class SevDevice:
 
     def _get_id2(self, command: _Command) -> None:
         address, nbytes = _GET_ID2.unpack(command.get(command.data, _GET_ID2.size))
-        self._kernel.firmware.counts["GET_ID"] += 1
+        try:
+            ids = self._kernel.firmware.get_id(nbytes if address else 0)
+        except FirmwareFailure as failure:
+            command.put(command.data, _GET_ID2.pack(address, failure.nbytes or 0))
+            raise command.fail(failure.status) from failure
         command.error = 0
-        short = not address or nbytes < _IDS_NBYTES
-        command.put(command.data, _GET_ID2.pack(address, _IDS_NBYTES))
-        if short:
-            raise command.fail(FwStatus.INVALID_LEN)
-        command.put(address, self._id + bytes(_ID_NBYTES))  # the second socket's id: there is none
+        command.put(command.data, _GET_ID2.pack(address, len(ids)))
+        command.put(address, ids)
 
     def _pdh_cert_export(self, command: _Command) -> None:
-        pdh, pdh_nbytes, chain, chain_nbytes = _PDH_EXPORT.unpack(command.get(command.data, _PDH_EXPORT.size))
-        self._kernel.firmware.counts["PDH_CERT_EXPORT"] += 1
+        pdh, nbytes, chain, chain_nbytes = _PDH_EXPORT.unpack(command.get(command.data, _PDH_EXPORT.size))
+        query = not pdh or not chain
+        try:
+            answer = self._kernel.firmware.pdh_cert_export(0 if query else nbytes, chain_nbytes)
+        except FirmwareFailure as failure:
+            command.put(command.data, _PDH_EXPORT.pack(pdh, DH_CERT_NBYTES, chain, CHAIN_NBYTES))
+            raise command.fail(failure.status) from failure
         command.error = 0
-        short = not pdh or not chain or pdh_nbytes < DH_CERT_NBYTES or chain_nbytes < _CHAIN_NBYTES
-        command.put(command.data, _PDH_EXPORT.pack(pdh, DH_CERT_NBYTES, chain, _CHAIN_NBYTES))
-        if short:
-            raise command.fail(FwStatus.INVALID_LEN)
-        # certificates of the right size and version that certify nothing
-        command.put(pdh, _certificate())
-        command.put(chain, _certificate() * 3)
-
-
-def _certificate() -> bytes:
-    """A SEV certificate (version 1, no key, no signature)."""
-    return struct.pack("<I", 1).ljust(DH_CERT_NBYTES, b"\0")
+        command.put(command.data, _PDH_EXPORT.pack(pdh, DH_CERT_NBYTES, chain, CHAIN_NBYTES))
+        command.put(pdh, answer[0])
+        command.put(chain, answer[1])

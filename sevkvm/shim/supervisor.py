@@ -13,38 +13,33 @@ process is killed, the system calls that it answers (among them every open) fail
 
 from __future__ import annotations
 
-import array
+import functools
 import json
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Final, Literal, TextIO
 
-import sevkvm
 from sevkvm import errors
 from sevkvm.shim import real_host
 from sevkvm.shim.cpuid import DEFAULT_CBIT_POS
 from sevkvm.shim.dispatch import Dispatcher, HostKvm
 from sevkvm.shim.firmware import Firmware
 from sevkvm.shim.kernel import Kernel
-from sevkvm.shim.launch import HANDSHAKE_SECONDS
 from sevkvm.shim.log import CommandLog
-from sevkvm.shim.notify import AlreadySupervised, Listener
+from sevkvm.shim.notify import Listener
 from sevkvm.shim.stand_in_host import StandInHost
+from sevkvm.shim.starter import start_program
 
 KvmMode = Literal["auto", "real", "standin"]
 
-_BOOT: Final = "import sys; sys.path.insert(0, sys.argv.pop(1)); from sevkvm.shim.launch import main; main()"
-_ROOT: Final = str(Path(sevkvm.__file__).parents[1])
 _TICK_SECONDS: Final = 0.005
 _IDLE_SECONDS: Final = 1.0
 _END_SECONDS: Final = 5.0
@@ -102,55 +97,14 @@ class SevHost:
         Returns once the program is executed; OSError if it cannot be, AlreadySupervised if this process is itself
         on such a host.
         """
-        if unfit := {"shell", "executable", "preexec_fn"} & settings.keys():
-            raise TypeError(f"SevHost.popen does not take {', '.join(sorted(unfit))}")
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with ours:
-            with theirs:
-                inherited = (*settings.pop("pass_fds", ()), theirs.fileno())
-                launcher = [
-                    sys.executable,
-                    "-I",
-                    "-c",
-                    _BOOT,
-                    _ROOT,
-                    str(theirs.fileno()),
-                    self._config,
-                    "--",
-                ]
-                process = subprocess.Popen(
-                    [*launcher, *(os.fspath(each) for each in argv)], pass_fds=inherited, **settings
-                )
-            self._processes = [each for each in self._processes if each.poll() is None]
-            self._processes.append(process)
-            try:
-                self._adopt(ours, process, os.fspath(argv[0]))
-            except BaseException:
-                process.kill()
-                process.wait()
-                raise
+        process = start_program(argv, self._config, self._listen, settings)
+        self._processes = [each for each in self._processes if each.poll() is None]
+        self._processes.append(process)
         return process
 
-    def _adopt(self, ours: socket.socket, process: subprocess.Popen[Any], program: str) -> None:
-        ours.settimeout(HANDSHAKE_SECONDS)
-        room = array.array("i").itemsize
-        word, ancillary, _, _ = ours.recvmsg(64, socket.CMSG_SPACE(room), socket.MSG_CMSG_CLOEXEC)
-        if word == b"nested":
-            raise AlreadySupervised
-        if word != b"listener" or not ancillary:
-            raise errors.SevKvmError(
-                f"the launcher of {program} ended (exit status {process.wait(HANDSHAKE_SECONDS)})",
-                help="its own message stands above; does this kernel have seccomp user notification (5.0)?",
-            )
-        (fd,) = array.array("i", ancillary[0][2][:room])
-        listener = Listener(fd, self._dispatcher.paths)
-        self._listeners[fd] = listener
+    def _listen(self, fd: int) -> None:
+        self._listeners[fd] = Listener(fd, self._dispatcher.paths)
         self._epoll.register(fd, select.EPOLLIN)
-        ours.send(b"k")
-        failed = ours.recv(64)
-        if failed:
-            process.wait(HANDSHAKE_SECONDS)
-            raise OSError(int(failed), os.strerror(int(failed)), program)
 
     @property
     def busy(self) -> bool:
@@ -189,7 +143,7 @@ class SevHost:
             for fd, events in self._epoll.poll(_TICK_SECONDS if waiting else _IDLE_SECONDS):
                 if fd == self._stop_reader:
                     return
-                self._receive(fd, events)
+                self._guarded(functools.partial(self._receive, fd, events))
             if waiting:
                 self._guarded(self._dispatcher.tick)
             if time.monotonic() > housekeeping:
@@ -198,16 +152,16 @@ class SevHost:
 
     def _receive(self, fd: int, events: int) -> None:
         listener = self._listeners[fd]
-        if events & select.EPOLLIN:
-            call = listener.receive()
-            if call is not None and not self._guarded(lambda: self._dispatcher.handle(call)):
-                call.proceed()
-        elif events & (select.EPOLLHUP | select.EPOLLERR):  # nobody has this filter any more
+        if not events & select.EPOLLIN:  # EPOLLHUP: nobody has this filter any more
             self._epoll.unregister(fd)
             del self._listeners[fd]
             listener.close()
+            return
+        call = listener.receive()
+        if call is not None and not self._guarded(lambda: self._dispatcher.handle(call)):
+            call.proceed()
 
-    def _guarded(self, work: Any) -> bool:
+    def _guarded(self, work: Callable[[], object]) -> bool:
         """A mistake of ours is told, and must not leave every program on this host waiting for ever."""
         try:
             work()

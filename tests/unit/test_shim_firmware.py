@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 from collections.abc import Callable
 
 import pytest
@@ -99,7 +98,7 @@ def test_activate() -> None:
 
 
 def update(firmware: Firmware, handle: int, data: bytes = PAGE, spa: int = 0x1000) -> Callable[[], object]:
-    return lambda: firmware.launch_update("LAUNCH_UPDATE_DATA", handle, spa, data)
+    return lambda: firmware.launch_update("LAUNCH_UPDATE_DATA", handle, spa, len(data))
 
 
 def test_the_launch_goes_one_way_only() -> None:
@@ -136,9 +135,10 @@ def test_the_measurement_is_the_api_s_hmac_over_what_was_launched() -> None:
     firmware = Firmware()
     handle = active(firmware, policy=0x00370008)
     for number in range(3):
-        firmware.launch_update(
-            "LAUNCH_UPDATE_DATA", handle, 0x1000 * number, os.urandom(0) + bytes([number]) * 32
-        )
+        guest = firmware.launch_update("LAUNCH_UPDATE_DATA", handle, 0x1000 * number, 32)
+        data = bytearray([number] * 32)
+        guest.seal(0x1000 * number, data)
+        assert guest.cipher.decrypt(0x1000 * number, data) == bytes([number] * 32)
     answer = firmware.launch_measure(handle, 48)
     digest = hashlib.sha256(b"\0" * 32 + b"\1" * 32 + b"\2" * 32).digest()
     nonce = answer[32:]
