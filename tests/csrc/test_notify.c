@@ -1,0 +1,170 @@
+/*
+ * The filter: which system calls it hands over, which it never sees. A child installs it on itself and makes one
+ * call at a time on descriptor -1; whatever is handed over is answered with ANSWER, the rest gets the kernel's EBADF.
+ */
+#define _GNU_SOURCE
+#include "../../csrc/sk_notify.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "expect.h"
+
+#define ANSWER 4321
+#define SEV_OP 0xc008aebaUL
+#define ENABLE_CAP 0x4068aea3UL
+#define GET_TSC_KHZ 0xaea3UL /* shares its low bits with ENABLE_CAP */
+#define WILDCARD 0xae00U
+#define TIMEOUT_MS 10000
+
+struct expectation {
+	long number;
+	long args[4];
+	int trapped;     /* with the two requests in the filter */
+	int trapped_all; /* with the wildcard */
+};
+
+static const char device[] = "/dev/sev", other[] = "/nonexistent/file", link_path[] = "/proc/self/fd/0";
+
+static const struct expectation calls[] = {
+	{ SYS_ioctl, { -1, (long)SEV_OP, 0 }, 1, 1 },
+	{ SYS_ioctl, { -1, (long)(0xffffffff00000000UL | SEV_OP), 0 }, 1, 1 },
+	{ SYS_ioctl, { -1, (long)ENABLE_CAP, 0 }, 1, 1 },
+	{ SYS_ioctl, { -1, (long)GET_TSC_KHZ, 0 }, 0, 1 },
+	{ SYS_ioctl, { -1, 0x5401, 0 }, 0, 0 },
+	{ SYS_ioctl, { (long)SEV_OP, 0x5401, (long)SEV_OP }, 0, 0 },
+	{ SYS_openat, { -1, (long)device, O_RDWR, 0 }, 1, 1 },
+	{ SYS_openat, { -1, (long)device, O_RDWR | O_CREAT, 0 }, 0, 0 },
+	{ SYS_openat, { -1, (long)device, O_DIRECTORY, 0 }, 0, 0 },
+	{ SYS_open, { (long)device, O_RDONLY, 0, 0 }, 1, 1 },
+	{ SYS_open, { (long)device, O_RDONLY | O_CREAT | O_EXCL, 0, 0 }, 0, 0 },
+	{ 437, { -1, (long)device, 0, 0 }, 1, 1 },
+	{ SYS_openat, { AT_FDCWD, (long)other, O_RDONLY, 0 }, 0, 0 }, /* seen, and continued in the core */
+	{ SYS_readlink, { (long)link_path, 0, 0 }, 0, 1 },
+	{ SYS_readlink, { (long)other, 0, 0 }, 0, 0 },
+	{ SYS_readlinkat, { -1, (long)"17", 0, 0 }, 0, 1 },
+	{ SYS_close, { -1 }, 0, 0 },
+};
+
+#define NCALLS (sizeof calls / sizeof calls[0])
+
+static void send_fd(int socket, int fd)
+{
+	char room[CMSG_SPACE(sizeof fd)] = { 0 }, byte = 'f';
+	struct iovec iov = { &byte, 1 };
+	struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = room,
+		                  .msg_controllen = sizeof room };
+	struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+
+	header->cmsg_level = SOL_SOCKET;
+	header->cmsg_type = SCM_RIGHTS;
+	header->cmsg_len = CMSG_LEN(sizeof fd);
+	memcpy(CMSG_DATA(header), &fd, sizeof fd);
+	EXPECT(sendmsg(socket, &message, 0) == 1);
+}
+
+static int receive_fd(int socket)
+{
+	char room[CMSG_SPACE(sizeof(int))], byte;
+	struct iovec iov = { &byte, 1 };
+	struct msghdr message = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = room,
+		                  .msg_controllen = sizeof room };
+	int fd;
+
+	EXPECT(recvmsg(socket, &message, 0) == 1 && CMSG_FIRSTHDR(&message));
+	memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof fd);
+	return fd;
+}
+
+static void child(int socket, const uint32_t *requests, size_t nrequests, int trap_readlink, long *results)
+{
+	struct sk_error err;
+	int listener, second;
+
+	EXPECT(sk_notify_install(requests, nrequests, trap_readlink, &listener, &err) == SK_OK);
+	EXPECT(sk_notify_install(requests, nrequests, trap_readlink, &second, &err) == SK_ERR_BUSY && second == -1);
+	send_fd(socket, listener);
+	close(listener);
+	for (size_t i = 0; i < NCALLS; i++) {
+		const long *a = calls[i].args;
+
+		results[i] = syscall(calls[i].number, a[0], a[1], a[2], a[3]);
+	}
+	_exit(0);
+}
+
+static void serve(int listener)
+{
+	static const char *const paths[] = { device };
+	struct sk_notification call;
+	struct sk_error err;
+
+	for (;;) {
+		struct pollfd ready = { listener, POLLIN, 0 };
+		int valid = 0;
+
+		EXPECT(poll(&ready, 1, TIMEOUT_MS) == 1);
+		if (!(ready.revents & POLLIN))
+			return;
+		EXPECT(sk_notify_receive_ours(listener, paths, 1, &call, &err) == SK_OK);
+		if (!call.id)
+			continue;
+		EXPECT(sk_notify_valid(listener, call.id, &valid, &err) == SK_OK && valid);
+		EXPECT(sk_notify_answer(listener, call.id, ANSWER, 0, &err) == SK_OK);
+		EXPECT(sk_notify_valid(listener, call.id, &valid, &err) == SK_OK && !valid);
+		EXPECT(sk_notify_answer(listener, call.id, ANSWER, 0, &err) != SK_OK);
+	}
+}
+
+static void check(const uint32_t *requests, size_t nrequests, int all)
+{
+	long *results = mmap(NULL, sizeof(long) * NCALLS, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	int pair[2], listener, status;
+	pid_t pid;
+
+	EXPECT(results != MAP_FAILED && socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair) == 0);
+	pid = fork();
+	EXPECT(pid >= 0);
+	if (pid == 0)
+		child(pair[1], requests, nrequests, all, results);
+	listener = receive_fd(pair[0]);
+	serve(listener);
+	EXPECT(waitpid(pid, &status, 0) == pid && status == 0);
+	for (size_t i = 0; i < NCALLS; i++) {
+		int trapped = all ? calls[i].trapped_all : calls[i].trapped;
+
+		if ((results[i] == ANSWER) != trapped)
+			fprintf(stderr, "call %zu (number %ld): %ld\n", i, calls[i].number, results[i]);
+		EXPECT((results[i] == ANSWER) == trapped);
+	}
+	close(listener);
+	close(pair[0]);
+	close(pair[1]);
+	munmap(results, sizeof(long) * NCALLS);
+}
+
+int main(void)
+{
+	static const uint32_t some[] = { (uint32_t)SEV_OP, (uint32_t)ENABLE_CAP }, every[] = { 7, WILDCARD };
+	uint32_t too_many[65] = { 0 };
+	struct sk_error err;
+	int listener, copy;
+
+	alarm(60);
+	EXPECT(sk_notify_install(too_many, 65, 0, &listener, &err) == SK_ERR_INVALID && listener == -1);
+	check(some, 2, 0);
+	check(every, 2, 1);
+	EXPECT(sk_notify_copy_fd(getpid(), 0, &copy, &err) == SK_OK && copy > 0 && close(copy) == 0);
+	EXPECT(sk_notify_copy_fd(getpid(), 1 << 20, &copy, &err) != SK_OK && copy == -1);
+	EXPECT(sk_notify_copy_fd(INT_MAX, 0, &copy, &err) != SK_OK && copy == -1);
+	return 0;
+}
