@@ -62,11 +62,26 @@ _WAIT_SECONDS: Final = 0.5
     help="Lay SEV over the real /dev/kvm, or stand in for it too (auto: where there is none).",
 )
 @click.option(
+    "--kernel",
+    "generation",
+    type=click.Choice(["new", "old"]),
+    default="new",
+    show_default=True,
+    help="Whose SEV debug commands: Linux 7.2's, or those of 5.x to 7.1 with all their silent corruptions.",
+)
+@click.option(
     "--log", "log_path", type=click.Path(dir_okay=False), help="One JSON line for each SEV command."
 )
 @click.argument("cmd", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
-def command(ctx: click.Context, cbit_pos: int, kvm: Any, log_path: str | None, cmd: tuple[str, ...]) -> None:
+def command(
+    ctx: click.Context,
+    cbit_pos: int,
+    kvm: Any,
+    generation: Any,
+    log_path: str | None,
+    cmd: tuple[str, ...],
+) -> None:
     """Run CMD, and whatever it starts, as if this host had AMD SEV.
 
     /dev/sev appears, KVM launches SEV and SEV-ES guests, and their memory is really encrypted in place. Encrypted
@@ -88,7 +103,9 @@ def command(ctx: click.Context, cbit_pos: int, kvm: Any, log_path: str | None, c
         # blocked before the supervisor's thread begins, so that they wait for sigtimedwait below
         before = signal.pthread_sigmask(signal.SIG_BLOCK, waited)
         undo.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
-        host = undo.enter_context(SevHost(kvm=kvm, cbit_pos=cbit_pos, log=log, blocked_signals=before))
+        host = undo.enter_context(
+            SevHost(kvm=kvm, cbit_pos=cbit_pos, log=log, generation=generation, blocked_signals=before)
+        )
         try:
             process = host.popen(cmd)
         except OSError as error:

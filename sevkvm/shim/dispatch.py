@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
+import sys
 from typing import Final, Protocol
 
 from sevkvm.abi.sev import SEV_ISSUE_CMD
@@ -15,6 +17,7 @@ from sevkvm.shim.notify import Notification
 from sevkvm.shim.parking import Parking
 from sevkvm.shim.sev_node import PATH as SEV_PATH
 from sevkvm.shim.sev_node import SevNode
+from sevkvm.shim.sev_op import KernelCorrupted
 from sevkvm.shim.sevdev import SevDevice
 from sevkvm.shim.supervised import SupervisedCaller, process_of
 from sevkvm.shim.target import CallerGone
@@ -71,6 +74,10 @@ class Dispatcher:
                 self._readlink(self._caller(call))
             else:
                 self._open(self._caller(call))
+        except KernelCorrupted as corrupted:
+            print(f"sevkvm shim: {corrupted}; the process {call.tid} is killed", file=sys.stderr)
+            if call.valid():
+                os.kill(call.tid, signal.SIGKILL)
         except CallerGone:
             # dead, or we may not look into it: if it still waits, it is none of our business
             call.proceed()

@@ -50,6 +50,7 @@ class FakePort:
         self.scratch_hva = self.memory.map(bytearray(scratch_nbytes)).hva
         self.files: dict[int, File] = {}
         self.ioctls: list[tuple[int, int]] = []  # (fd, request) of every ioctl, in order
+        self.memlock_nbytes: int | None = None  # RLIMIT_MEMLOCK; None is CAP_IPC_LOCK
         self._kvm = MiniKvm(self.kernel, cbit_pos)
         self._sev = SevDevice(self.kernel)
         self._submitted: tuple[int, int] | None = None
@@ -58,6 +59,10 @@ class FakePort:
     def is_sev_device(self, fd: int) -> bool:
         """Is this descriptor an open ``/dev/sev``?"""
         return isinstance(self.files.get(fd), SevFile)
+
+    def may_lock(self, npages: int) -> bool:
+        """Caller.may_lock."""
+        return self.memlock_nbytes is None or npages <= self.memlock_nbytes // PAGE_NBYTES
 
     # what the house asks of a port
     def ioctl(self, fd: int, request: int, argument: int = 0) -> int:

@@ -1,7 +1,7 @@
 """The pretend kvm_amd: checks in the kernel's order, each with its errno, on top of the firmware model.
 
 Sources: Linux virt/kvm/kvm_main.c (kvm_vm_ioctl), arch/x86/kvm/x86.c, arch/x86/kvm/svm/sev.c (v6.18; the debug
-commands as in 7.2). Both doors call Kernel.vm_ioctl with a Caller of their own.
+commands by generation). Both doors call Kernel.vm_ioctl with a Caller of their own.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ import errno
 import struct
 import threading
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Final
 
 from sevkvm.abi import kvm as abi
 from sevkvm.abi.sev import CMD_ERROR_OFFSET, CMD_NBYTES, KvmSevCmd, SevCmd
 from sevkvm.shim import dbg_crypt, launch_ops
 from sevkvm.shim.firmware import Firmware
+from sevkvm.shim.generation import Generation
 from sevkvm.shim.log import CommandLog, Record
-from sevkvm.shim.sev_op import Errno, SevOp
+from sevkvm.shim.sev_op import Errno, SevOp, npages
 from sevkvm.shim.target import Caller, read_exactly
 from sevkvm.shim.vm import VM_TYPE_DEFAULT, Vm
 
@@ -30,7 +31,6 @@ _ROOM_NBYTES: Final = 1 << 20
 _REGION: Final = struct.Struct("<QQ")
 
 Handler = Callable[[SevOp], None]
-Generation = Literal["old", "new"]  # 5.x to 7.1, or from 7.2
 
 _HANDLERS: Final[dict[int, Handler]] = {
     SevCmd.INIT: launch_ops.init,
@@ -138,7 +138,18 @@ class Kernel:
             raise Errno(errno.EFAULT)
         cmd = KvmSevCmd.unpack(raw)
         record = Record(command_name(cmd.id), caller.pid, vm.number)
-        op = SevOp(vm, caller, self.firmware, cmd.data, cmd.error, cmd.sev_fd, record, self.vms, self._room)
+        op = SevOp(
+            vm,
+            caller,
+            self.firmware,
+            cmd.data,
+            cmd.error,
+            cmd.sev_fd,
+            record,
+            self.vms,
+            self._room,
+            self.generation,
+        )
         try:
             self._dispatch(op, cmd.id, argument, raw)
         except Errno as error:
@@ -178,9 +189,11 @@ class Kernel:
             if register:
                 op.pin(hva, nbytes, write=True)
                 vm.regions.append((hva, nbytes))
+                vm.pages_locked += npages(hva, nbytes)
                 caller.memory.keep(hva, nbytes)
             elif (hva, nbytes) in vm.regions:
                 vm.regions.remove((hva, nbytes))
+                vm.pages_locked -= npages(hva, nbytes)
                 caller.memory.release(hva, nbytes)
             else:
                 raise Errno(errno.EINVAL)

@@ -7,7 +7,7 @@ from typing import Final
 
 from sevkvm.abi.sev import GUEST_STATUS_NBYTES, LaunchStart, pack_uaddr_len, unpack_uaddr_len
 from sevkvm.shim.firmware import MAX_ASID, MIN_SEV_ASID, FirmwareFailure
-from sevkvm.shim.sev_op import Errno, SevOp
+from sevkvm.shim.sev_op import Errno, SevOp, npages
 from sevkvm.shim.target import Backing
 from sevkvm.shim.vm import VM_TYPE_DEFAULT
 
@@ -105,7 +105,7 @@ def _update_run(op: SevOp, run: Backing) -> None:
         data = op.load(run.hva + start, min(len(op.room), run.nbytes - start))
         guest.seal(run.spa + start, data)
         op.store(run.hva + start, data)
-    op.record.pages += (run.hva % 4096 + run.nbytes + 4095) // 4096
+    op.record.pages += npages(run.hva, run.nbytes)
 
 
 def launch_update_vmsa(op: SevOp) -> None:

@@ -20,7 +20,8 @@ class Record:
     """One command. ``errno`` is 0 on success; ``status`` the ``error`` field as it went back to the caller.
 
     ``time`` is seconds since the epoch when it was finished, ``vm`` the VM's number on this host, 0 for
-    ``/dev/sev``; ``pages`` counts the page-bounded pieces that the firmware processed.
+    ``/dev/sev``; ``pages`` counts the page-bounded pieces that the firmware processed; ``notes`` tell what a kernel
+    would have done wrong without a word.
     """
 
     command: str
@@ -31,6 +32,12 @@ class Record:
     errno: int = 0
     status: int | None = None
     time: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        """Remember a silent mistake of the kernel's; once, however many pages it hits."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     @property
     def errno_name(self) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from sevkvm.shim.firmware import Firmware, FirmwareFailure
+from sevkvm.shim.generation import Generation
 from sevkvm.shim.target import Backing, Caller, read_exactly
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from sevkvm.shim.vm import Vm
 
 _ADDRESS_END: Final = 1 << 64
+_PAGE_MASK: Final = 4095
 _Result = TypeVar("_Result")
 
 
@@ -27,6 +29,10 @@ class Errno(Exception):
     def __init__(self, code: int) -> None:
         super().__init__(errno.errorcode.get(code, str(code)))
         self.errno = code
+
+
+class KernelCorrupted(Exception):
+    """A real kernel would have overwritten memory of its own here: the caller does not survive it."""
 
 
 @dataclass
@@ -42,6 +48,7 @@ class SevOp:
     record: Record
     kernel_vms: list[Vm]
     room: memoryview  # the kernel's own: load() uses it again and again
+    generation: Generation = "new"
 
     def copy_from_user(self, hva: int, nbytes: int) -> bytes:
         """``nbytes`` of the caller's memory, or EFAULT."""
@@ -80,10 +87,14 @@ class SevOp:
         return self.reach_firmware(command)
 
     def pin(self, hva: int, nbytes: int, *, write: bool) -> list[Backing]:
-        """sev_pin_memory for a whole range: EINVAL for none or one that wraps, ENOMEM where a page is missing."""
-        if nbytes == 0 or hva + nbytes > _ADDRESS_END:
+        """sev_pin_memory for a whole range: EINVAL for none or one that wraps, ENOMEM where a page is missing.
+
+        ENOMEM also for more than the caller may lock, together with what is pinned already (RLIMIT_MEMLOCK).
+        """
+        if nbytes == 0 or hva + nbytes >= _ADDRESS_END:
             raise Errno(errno.EINVAL)
-        # RLIMIT_MEMLOCK would be checked here
+        if not self.caller.may_lock(self.vm.pages_locked + npages(hva, nbytes)):
+            raise Errno(errno.ENOMEM)
         pinned = self.caller.memory.backing(hva, nbytes)
         if sum(piece.nbytes for piece in pinned) < nbytes or (write and not all(p.writable for p in pinned)):
             raise Errno(errno.ENOMEM)
@@ -110,3 +121,8 @@ class SevOp:
         """Into pinned pages; ENOMEM as for load."""
         if self.caller.memory.write(hva, data) < len(data):
             raise Errno(errno.ENOMEM)
+
+
+def npages(hva: int, nbytes: int) -> int:
+    """How many pages a range touches."""
+    return ((hva & _PAGE_MASK) + nbytes + _PAGE_MASK) // (_PAGE_MASK + 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sevkvm import errors, native
+from sevkvm.shim import limits
 from sevkvm.shim.target import CallerGone
 
 if TYPE_CHECKING:
@@ -45,6 +46,10 @@ class SupervisedCaller:
     def is_sev_device(self, fd: int) -> bool:
         """Is the number an open ``/dev/sev`` in the caller's table?"""
         return self._node.is_open_at(self.tid, fd)
+
+    def may_lock(self, npages: int) -> bool:
+        """Caller.may_lock."""
+        return limits.may_lock(self.pid, self.tid, npages)
 
     def readinto(self, hva: int, buffer: memoryview) -> int:
         """TargetMemory.readinto."""

@@ -32,6 +32,7 @@ from sevkvm.shim import real_host
 from sevkvm.shim.cpuid import DEFAULT_CBIT_POS
 from sevkvm.shim.dispatch import Dispatcher, HostKvm
 from sevkvm.shim.firmware import Firmware
+from sevkvm.shim.generation import Generation
 from sevkvm.shim.kernel import Kernel
 from sevkvm.shim.log import CommandLog
 from sevkvm.shim.notify import Listener
@@ -46,7 +47,10 @@ _END_SECONDS: Final = 5.0
 
 
 class SevHost:
-    """A pretend SEV host; a context manager. ``kvm``: the real one, the stand-in, or whichever can be had."""
+    """A pretend SEV host; a context manager. ``kvm``: the real one, the stand-in, or whichever can be had.
+
+    ``generation``: whose mistakes the SEV debug commands make, see generation.py.
+    """
 
     def __init__(
         self,
@@ -55,10 +59,11 @@ class SevHost:
         cbit_pos: int = DEFAULT_CBIT_POS,
         log: TextIO | None = None,
         firmware: Firmware | None = None,
+        generation: Generation = "new",
         blocked_signals: Iterable[int] | None = None,
     ) -> None:
         self.log = CommandLog(log)
-        self.kernel = Kernel(firmware, self.log)
+        self.kernel = Kernel(firmware, self.log, generation=generation)
         self.standin = kvm == "standin" or (kvm == "auto" and not real_host.usable())
         if not self.standin and not real_host.usable():
             raise errors.PlatformUnsupported(

@@ -68,6 +68,10 @@ class Caller(Protocol):
         """Which address space that is: equal objects are the same one."""
         ...
 
+    def may_lock(self, npages: int) -> bool:
+        """May it have so many pages locked? (RLIMIT_MEMLOCK, CAP_IPC_LOCK)"""
+        ...
+
     def is_sev_device(self, fd: int) -> bool:
         """Is this number, in its descriptor table, an open ``/dev/sev``?"""
         ...

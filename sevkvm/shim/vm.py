@@ -14,6 +14,7 @@ VM_TYPE_SEV_ES: Final = 3
 class Vm:
     """``mm`` is the address space that created it; ``sev_fd`` is 0 until LAUNCH_START records one.
 
+    ``pages_locked`` counts what registered regions pin (RLIMIT_MEMLOCK);
     ``protected``: LAUNCH_UPDATE_VMSA has sealed the registers (guest_state_protected).
     """
 
@@ -28,4 +29,5 @@ class Vm:
     handle: int = 0
     sev_fd: int = 0
     protected: bool = False
+    pages_locked: int = 0
     regions: list[tuple[int, int]] = field(default_factory=list)
