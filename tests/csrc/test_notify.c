@@ -44,10 +44,10 @@ static const struct expectation calls[] = {
 	{ SYS_ioctl, { -1, 0x5401, 0 }, 0, 0 },
 	{ SYS_ioctl, { (long)SEV_OP, 0x5401, (long)SEV_OP }, 0, 0 },
 	{ SYS_openat, { -1, (long)device, O_RDWR, 0 }, 1, 1 },
-	{ SYS_openat, { -1, (long)device, O_RDWR | O_CREAT, 0 }, 0, 0 },
+	{ SYS_openat, { -1, (long)other, O_RDWR | O_CREAT, 0 }, 0, 0 }, /* not device: it would be created */
 	{ SYS_openat, { -1, (long)device, O_DIRECTORY, 0 }, 0, 0 },
 	{ SYS_open, { (long)device, O_RDONLY, 0, 0 }, 1, 1 },
-	{ SYS_open, { (long)device, O_RDONLY | O_CREAT | O_EXCL, 0, 0 }, 0, 0 },
+	{ SYS_open, { (long)other, O_RDONLY | O_CREAT | O_EXCL, 0, 0 }, 0, 0 },
 	{ 437, { -1, (long)device, 0, 0 }, 1, 1 },
 	{ SYS_openat, { AT_FDCWD, (long)other, O_RDONLY, 0 }, 0, 0 }, /* seen, and continued in the core */
 	{ SYS_readlink, { (long)link_path, 0, 0 }, 0, 1 },
