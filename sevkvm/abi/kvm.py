@@ -41,6 +41,7 @@ _ENC_REGION = struct.Struct("<QQ")
 _CPUID_HEADER = struct.Struct("<II")
 _CPUID_ENTRY = struct.Struct("<10I")
 _ENABLE_CAP = struct.Struct("<II4Q64s")
+_DEVICE_ATTR = struct.Struct("<IIQQ")
 
 KVM_API_VERSION: Final = 12
 
@@ -50,6 +51,8 @@ KVM_CREATE_VM: Final = _io(0x01)
 KVM_CHECK_EXTENSION: Final = _io(0x03)
 KVM_GET_VCPU_MMAP_SIZE: Final = _io(0x04)
 KVM_GET_SUPPORTED_CPUID: Final = _iowr(0x05, _CPUID_HEADER.size)
+KVM_GET_DEVICE_ATTR: Final = _iow(0xE2, _DEVICE_ATTR.size)  # on devices too
+KVM_HAS_DEVICE_ATTR: Final = _iow(0xE3, _DEVICE_ATTR.size)
 # on a VM
 KVM_CREATE_VCPU: Final = _io(0x41)
 KVM_SET_USER_MEMORY_REGION: Final = _iow(0x46, _USERSPACE_REGION.size)
@@ -67,7 +70,15 @@ KVM_SET_SREGS: Final = _iow(0x84, _SREGS_NBYTES)
 KVM_SET_CPUID2: Final = _iow(0x90, _CPUID_HEADER.size)
 KVM_GET_CPUID2: Final = _iowr(0x91, _CPUID_HEADER.size)
 
-KVM_CAP_VM_TYPES: Final = 235
+KVM_CAP_VM_COPY_ENC_CONTEXT_FROM: Final = 197
+KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM: Final = 206
+KVM_CAP_VM_TYPES: Final = 235  # answers a mask of 1 << type
+KVM_X86_DEFAULT_VM: Final = 0  # arguments of KVM_CREATE_VM
+KVM_X86_SEV_VM: Final = 2
+KVM_X86_SEV_ES_VM: Final = 3
+KVM_X86_SNP_VM: Final = 4
+KVM_X86_GRP_SEV: Final = 1  # a group of attributes of /dev/kvm, and its first attribute
+KVM_X86_SEV_VMSA_FEATURES: Final = 0
 KVM_MEM_READONLY: Final = 1 << 1
 
 REQUEST_NAMES: Final = {
@@ -249,3 +260,24 @@ def pack_memory_region(slot: int, flags: int, gpa: int, nbytes: int, hva: int) -
 def pack_enc_region(hva: int, nbytes: int) -> bytes:
     """``struct kvm_enc_region``."""
     return _ENC_REGION.pack(hva, nbytes)
+
+
+@dataclass(frozen=True)
+class DeviceAttr:
+    """``struct kvm_device_attr``: the value is, or goes, at ``addr`` (hva)."""
+
+    flags: int
+    group: int
+    attr: int
+    addr: int
+
+    NBYTES = _DEVICE_ATTR.size
+
+    @classmethod
+    def unpack(cls, data: bytes | bytearray) -> DeviceAttr:
+        """From the kernel's 24 bytes."""
+        return cls(*_DEVICE_ATTR.unpack(data))
+
+    def pack(self) -> bytes:
+        """The kernel's struct."""
+        return _DEVICE_ATTR.pack(self.flags, self.group, self.attr, self.addr)

@@ -239,6 +239,7 @@ class Policy:
 _CMD = struct.Struct("<I4xQII")
 _DBG = struct.Struct("<QQI4x")
 _GUEST_STATUS = struct.Struct("<III")
+_INIT = struct.Struct("<QIH34x")
 _LAUNCH_START = struct.Struct("<IIQI4xQI4x")
 _LAUNCH_UPDATE_DATA = struct.Struct("<QI4x")
 _LAUNCH_MEASURE = struct.Struct("<QI4x")
@@ -297,6 +298,26 @@ class GuestStatus:
     def pack(self) -> bytes:
         """The kernel's struct."""
         return _GUEST_STATUS.pack(self.handle, self.policy, self.state)
+
+
+@dataclass(frozen=True)
+class SevInit:
+    """``struct kvm_sev_init`` (v6.10) of KVM_SEV_INIT2; ``vmsa_features`` is SEV_FEATURES of the VMSA."""
+
+    vmsa_features: int = 0
+    flags: int = 0
+    ghcb_version: int = 0
+
+    NBYTES = _INIT.size
+
+    def pack(self) -> bytes:
+        """The kernel's struct (48 bytes)."""
+        return _INIT.pack(self.vmsa_features, self.flags, self.ghcb_version)
+
+    @classmethod
+    def unpack(cls, data: bytes | bytearray) -> SevInit:
+        """From the kernel's struct."""
+        return cls(*_INIT.unpack(data))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ static void requests(void)
 	NUMBER(KVM_CHECK_EXTENSION);
 	NUMBER(KVM_GET_VCPU_MMAP_SIZE);
 	NUMBER(KVM_GET_SUPPORTED_CPUID);
+	NUMBER(KVM_GET_DEVICE_ATTR);
+	NUMBER(KVM_HAS_DEVICE_ATTR);
 	NUMBER(KVM_CREATE_VCPU);
 	NUMBER(KVM_SET_USER_MEMORY_REGION);
 	NUMBER(KVM_CREATE_IRQCHIP);
@@ -34,6 +36,8 @@ static void requests(void)
 	NUMBER(KVM_GET_CPUID2);
 	NUMBER(SEV_ISSUE_CMD);
 	NUMBER(KVM_MEM_READONLY);
+	NUMBER(KVM_CAP_VM_COPY_ENC_CONTEXT_FROM);
+	NUMBER(KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM);
 #ifdef KVM_CAP_VM_TYPES
 	NUMBER(KVM_CAP_VM_TYPES);
 #endif
@@ -196,6 +200,17 @@ static void vm_structs(void)
 	FIELD(kvm_sev_guest_status, handle);
 	FIELD(kvm_sev_guest_status, policy);
 	FIELD(kvm_sev_guest_status, state);
+#ifdef KVM_X86_SEV_VM
+	SIZE(kvm_sev_init);
+	FIELD(kvm_sev_init, vmsa_features);
+	FIELD(kvm_sev_init, flags);
+	FIELD(kvm_sev_init, ghcb_version);
+#endif
+	SIZE(kvm_device_attr);
+	FIELD(kvm_device_attr, flags);
+	FIELD(kvm_device_attr, group);
+	FIELD(kvm_device_attr, attr);
+	FIELD(kvm_device_attr, addr);
 	SIZE(kvm_sev_launch_start);
 	FIELD(kvm_sev_launch_start, handle);
 	FIELD(kvm_sev_launch_start, policy);

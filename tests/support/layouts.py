@@ -18,7 +18,8 @@ Pack = Callable[[str], bytes]
 class Layout:
     """``pack(field)`` gives the struct with 1 in that field and 0 elsewhere; ``offsets`` by the kernel's names.
 
-    ``ours`` maps a kernel field name to our own where they differ.
+    ``ours`` maps a kernel field name to our own where they differ; ``newer_than_headers``: distributions still ship
+    kernel headers without it.
     """
 
     kernel_name: str
@@ -27,6 +28,7 @@ class Layout:
     offsets: Mapping[str, int]
     ours: Mapping[str, str] = dataclasses.field(default_factory=dict)
     dataclass: type | None = None
+    newer_than_headers: bool = False
 
     def measured_offset(self, field: str) -> int:
         """Where the field's lowest byte lands in the packed bytes."""
@@ -145,6 +147,21 @@ LAYOUTS = (
         _of(sev.GuestStatus, 12),
         {"handle": 0, "policy": 4, "state": 8},
         dataclass=sev.GuestStatus,
+    ),
+    Layout(
+        "kvm_sev_init",
+        48,
+        _of(sev.SevInit, 48),
+        {"vmsa_features": 0, "flags": 8, "ghcb_version": 12},
+        dataclass=sev.SevInit,
+        newer_than_headers=True,
+    ),
+    Layout(
+        "kvm_device_attr",
+        24,
+        _of(kvm.DeviceAttr, 24),
+        {"flags": 0, "group": 4, "attr": 8, "addr": 16},
+        dataclass=kvm.DeviceAttr,
     ),
     Layout(
         "kvm_sev_launch_start",

@@ -20,6 +20,8 @@ REQUESTS = {
     "KVM_CHECK_EXTENSION": 0xAE03,
     "KVM_GET_VCPU_MMAP_SIZE": 0xAE04,
     "KVM_GET_SUPPORTED_CPUID": 0xC008AE05,
+    "KVM_GET_DEVICE_ATTR": 0x4018AEE2,
+    "KVM_HAS_DEVICE_ATTR": 0x4018AEE3,
     "KVM_CREATE_VCPU": 0xAE41,
     "KVM_SET_USER_MEMORY_REGION": 0x4020AE46,
     "KVM_CREATE_IRQCHIP": 0xAE60,
@@ -102,6 +104,10 @@ def test_other_numbers() -> None:
     assert sev.SEV_RET_NO_FW_CALL == 0xFFFFFFFF
     assert kvm.KVM_API_VERSION == 12
     assert kvm.KVM_CAP_VM_TYPES == 235
+    assert (kvm.KVM_CAP_VM_COPY_ENC_CONTEXT_FROM, kvm.KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM) == (197, 206)
+    types = kvm.KVM_X86_DEFAULT_VM, kvm.KVM_X86_SEV_VM, kvm.KVM_X86_SEV_ES_VM, kvm.KVM_X86_SNP_VM
+    assert types == (0, 2, 3, 4)
+    assert (kvm.KVM_X86_GRP_SEV, kvm.KVM_X86_SEV_VMSA_FEATURES) == (1, 0)
     assert kvm.KVM_MEM_READONLY == 2
     assert sev.CPUID_LEAF == 0x8000001F
 

@@ -39,8 +39,9 @@ def test_every_ioctl_number(host: dict[str, int]) -> None:
 
 
 def test_every_struct_layout(host: dict[str, int]) -> None:
-    ours = {layout.kernel_name: layout.nbytes for layout in LAYOUTS}
-    for layout in LAYOUTS:
+    layouts = [each for each in LAYOUTS if not each.newer_than_headers or each.kernel_name in host]
+    ours = {layout.kernel_name: layout.nbytes for layout in layouts}
+    for layout in layouts:
         for field in layout.offsets:
             ours[f"{layout.kernel_name}.{field}"] = layout.measured_offset(field)
     assert {name: host.get(name) for name in ours} == ours
