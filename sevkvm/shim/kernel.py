@@ -14,7 +14,7 @@ from typing import Final
 
 from sevkvm.abi import kvm as abi
 from sevkvm.abi.sev import CMD_ERROR_OFFSET, CMD_NBYTES, KvmSevCmd, SevCmd
-from sevkvm.shim import dbg_crypt, launch_ops
+from sevkvm.shim import dbg_crypt, guest_init, launch_ops
 from sevkvm.shim.firmware import Firmware
 from sevkvm.shim.generation import Generation
 from sevkvm.shim.log import CommandLog, Record
@@ -33,9 +33,9 @@ _REGION: Final = struct.Struct("<QQ")
 Handler = Callable[[SevOp], None]
 
 _HANDLERS: Final[dict[int, Handler]] = {
-    SevCmd.INIT: launch_ops.init,
-    SevCmd.ES_INIT: launch_ops.es_init,
-    SevCmd.INIT2: launch_ops.init2,
+    SevCmd.INIT: guest_init.init,
+    SevCmd.ES_INIT: guest_init.es_init,
+    SevCmd.INIT2: guest_init.init2,
     SevCmd.LAUNCH_START: launch_ops.launch_start,
     SevCmd.LAUNCH_UPDATE_DATA: launch_ops.launch_update_data,
     SevCmd.LAUNCH_UPDATE_VMSA: launch_ops.launch_update_vmsa,

@@ -1,4 +1,4 @@
-"""INIT, LAUNCH_* and GUEST_STATUS as the kernel carries them out (Linux arch/x86/kvm/svm/sev.c, v6.18)."""
+"""LAUNCH_* and GUEST_STATUS as the kernel carries them out (Linux arch/x86/kvm/svm/sev.c, v6.18)."""
 
 from __future__ import annotations
 
@@ -6,50 +6,13 @@ import errno
 from typing import Final
 
 from sevkvm.abi.sev import GUEST_STATUS_NBYTES, LaunchStart, pack_uaddr_len, unpack_uaddr_len
-from sevkvm.shim.firmware import MAX_ASID, MIN_SEV_ASID, FirmwareFailure
+from sevkvm.shim.firmware import FirmwareFailure
 from sevkvm.shim.sev_op import Errno, SevOp, npages
 from sevkvm.shim.target import Backing
-from sevkvm.shim.vm import VM_TYPE_DEFAULT
 
 _BLOB_MAX_NBYTES: Final = 16 * 1024
 _VMSA_NBYTES: Final = 4096
 _UADDR_LEN_NBYTES: Final = 16
-
-
-def init(op: SevOp) -> None:
-    """KVM_SEV_INIT: make the VM, which has no vCPU yet, a SEV VM."""
-    _init(op, es=False)
-
-
-def es_init(op: SevOp) -> None:
-    """KVM_SEV_ES_INIT: the same for SEV-ES."""
-    if not op.firmware.es_enabled:
-        raise Errno(errno.ENOTTY)
-    _init(op, es=True)
-
-
-def init2(op: SevOp) -> None:
-    """KVM_SEV_INIT2 belongs to the VM types that KVM_CREATE_VM does not give out here: EINVAL for the default one."""
-    if op.vm.vm_type == VM_TYPE_DEFAULT:
-        raise Errno(errno.EINVAL)
-    raise Errno(errno.EOPNOTSUPP)
-
-
-def _init(op: SevOp, *, es: bool) -> None:
-    vm = op.vm
-    if vm.vm_type != VM_TYPE_DEFAULT or vm.created_vcpus or vm.active:
-        raise Errno(errno.EINVAL)
-    vm.asid = _new_asid(op, es=es)
-    vm.active, vm.es = True, es
-
-
-def _new_asid(op: SevOp, *, es: bool) -> int:
-    taken = {vm.asid for vm in op.kernel_vms} | {guest.asid for guest in op.firmware.guests.values()}
-    wanted = range(1, MIN_SEV_ASID) if es else range(MIN_SEV_ASID, MAX_ASID + 1)
-    asid = next((asid for asid in wanted if asid not in taken), None)
-    if asid is None:
-        raise Errno(errno.EBUSY)
-    return asid
 
 
 def launch_start(op: SevOp) -> None:

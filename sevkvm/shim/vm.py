@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-VM_TYPE_DEFAULT: Final = 0
-VM_TYPE_SEV: Final = 2
-VM_TYPE_SEV_ES: Final = 3
+from sevkvm.abi import kvm as abi
+
+VM_TYPE_DEFAULT: Final = abi.KVM_X86_DEFAULT_VM
+VM_TYPE_SEV: Final = abi.KVM_X86_SEV_VM
+VM_TYPE_SEV_ES: Final = abi.KVM_X86_SEV_ES_VM
 
 
 @dataclass(eq=False)
@@ -30,4 +32,11 @@ class Vm:
     sev_fd: int = 0
     protected: bool = False
     pages_locked: int = 0
+    vmsa_features: int = 0
+    ghcb_version: int = 0
     regions: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def needs_init(self) -> bool:
+        """A VM whose type says SEV runs no vCPU before INIT2."""
+        return self.vm_type in (VM_TYPE_SEV, VM_TYPE_SEV_ES) and not self.active
