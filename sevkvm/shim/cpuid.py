@@ -1,4 +1,8 @@
-"""CPUID Fn8000_001F as a SEV host shows it (AMD64 APM volume 3, appendix E)."""
+"""CPUID Fn8000_001F as KVM_GET_SUPPORTED_CPUID shows it on a SEV host.
+
+Sources: AMD64 APM volume 3, appendix E; Linux arch/x86/kvm/cpuid.c (v6.18), which takes away what the guest is
+not to see: the number of VMPLs and the reduction of the physical address (EBX[31:12] and [11:6] are 0).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,6 @@ from sevkvm.abi.sev import CPUID_EAX_SEV, CPUID_EAX_SEV_ES, CPUID_LEAF
 from sevkvm.shim.firmware import MAX_ASID, MIN_SEV_ASID
 
 DEFAULT_CBIT_POS: Final = 51
-_REDUCTION_BITS: Final = 5 << 6  # EBX[11:6]: physical address bits that encryption takes
 _MAX_EXTENDED_LEAF: Final = 0x80000000
 _PLAIN_LEAVES: Final = (0, 1, _MAX_EXTENDED_LEAF, 0x80000001, 0x80000008)
 
@@ -18,7 +21,7 @@ _PLAIN_LEAVES: Final = (0, 1, _MAX_EXTENDED_LEAF, 0x80000001, 0x80000008)
 def sev_leaf(cbit_pos: int) -> CpuidEntry:
     """Leaf 8000_001F: SEV and SEV-ES, the C-bit's position, how many guests."""
     eax = CPUID_EAX_SEV | CPUID_EAX_SEV_ES
-    return CpuidEntry(CPUID_LEAF, 0, 0, eax, cbit_pos | _REDUCTION_BITS, MAX_ASID, MIN_SEV_ASID)
+    return CpuidEntry(CPUID_LEAF, 0, 0, eax, cbit_pos, MAX_ASID, MIN_SEV_ASID)
 
 
 def with_sev(entries: list[CpuidEntry], cbit_pos: int) -> list[CpuidEntry]:

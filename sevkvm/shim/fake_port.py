@@ -119,9 +119,13 @@ class FakePort:
         """open("/dev/sev")."""
         return self.install(SevFile(writable))
 
-    def create_vm(self) -> int:
+    def open_kvm(self) -> int:
+        """open("/dev/kvm")."""
+        return self.install(SystemFile())
+
+    def create_vm(self, vm_type: int = abi.KVM_X86_DEFAULT_VM) -> int:
         """KVM_CREATE_VM."""
-        return self.install(VmFile(self.kernel.create_vm(self.mm)))
+        return self.install(VmFile(self.kernel.create_vm(self.mm, vm_type)))
 
     def create_vcpu(self, vm_fd: int, index: int = 0) -> int:
         """KVM_CREATE_VCPU."""

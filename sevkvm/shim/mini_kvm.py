@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from sevkvm.abi import kvm as abi
+from sevkvm.shim import capabilities
 from sevkvm.shim.cpuid import supported_cpuid
 from sevkvm.shim.kernel import SEV_REQUESTS, Kernel
 from sevkvm.shim.sev_op import Errno
-from sevkvm.shim.target import Caller
+from sevkvm.shim.target import Caller, TargetMemory
 from sevkvm.shim.vcpu_state import get, get_cpuid, put, put_cpuid, reset_regs, reset_sregs, sealed_sregs
 from sevkvm.shim.vm import Vm
 
@@ -30,7 +31,7 @@ _CAPABILITIES: Final = {
     66: _MAX_VCPUS,  # KVM_CAP_MAX_VCPUS
     81: 1,  # KVM_CAP_READONLY_MEM
     136: 1,  # KVM_CAP_IMMEDIATE_EXIT
-    abi.KVM_CAP_VM_TYPES: 1,  # the default type only
+    abi.KVM_CAP_VM_TYPES: 1 << abi.KVM_X86_DEFAULT_VM,
 }
 _REGION: Final = struct.Struct("<IIQQQ")
 
@@ -89,17 +90,25 @@ class MiniKvm:
             case abi.KVM_GET_API_VERSION:
                 return abi.KVM_API_VERSION
             case abi.KVM_CHECK_EXTENSION:
-                return _CAPABILITIES.get(argument, 0)
+                return self._check_extension(argument)
             case abi.KVM_GET_VCPU_MMAP_SIZE:
                 return VCPU_MMAP_NBYTES
             case abi.KVM_CREATE_VM:
-                if argument:
+                if argument and not capabilities.is_sev_vm_type(self.kernel.firmware, argument):
                     raise Errno(errno.EINVAL)
-                return VmFile(self.kernel.create_vm(caller.mm))
+                return VmFile(self.kernel.create_vm(caller.mm, argument))
+            case abi.KVM_HAS_DEVICE_ATTR | abi.KVM_GET_DEVICE_ATTR:
+                return _device_attribute(caller.memory, request, argument)
             case abi.KVM_GET_SUPPORTED_CPUID:
                 put_cpuid(caller.memory, argument, supported_cpuid(self.cbit_pos))
                 return 0
         raise Errno(errno.ENOTTY)
+
+    def _check_extension(self, capability: int) -> int:
+        below = _CAPABILITIES.get(capability, 0)
+        if capability not in capabilities.CAPABILITIES:
+            return below
+        return capabilities.check_extension(self.kernel.firmware, capability, below)
 
     def _vm(self, file: VmFile, caller: Caller, request: int, argument: int) -> Answer:
         if file.vm.mm != caller.mm or file.vm.dead:
@@ -108,7 +117,7 @@ class MiniKvm:
             return self.kernel.vm_ioctl(file.vm, caller, request, argument)
         match request:
             case abi.KVM_CHECK_EXTENSION:
-                return _CAPABILITIES.get(argument, 0)
+                return self._check_extension(argument)
             case abi.KVM_CREATE_VCPU:
                 return _create_vcpu(file, argument)
             case abi.KVM_CREATE_IRQCHIP:
@@ -139,6 +148,15 @@ class MiniKvm:
             case _:
                 raise Errno(errno.ENOTTY)
         return 0
+
+
+def _device_attribute(memory: TargetMemory, request: int, hva: int) -> int:
+    attribute = capabilities.read_attribute(memory, hva)
+    if attribute is None:
+        raise Errno(errno.EFAULT)
+    if not capabilities.is_sev_attribute(attribute):
+        raise Errno(errno.ENXIO)
+    return capabilities.device_attribute(memory, request, attribute)
 
 
 def _create_vcpu(file: VmFile, index: int) -> VcpuFile:

@@ -4,9 +4,10 @@
     vm = VmFd(guest.port, guest.vm_fd)          # sevkvm.host.kvm
     guest.port.kernel.firmware.counts["DBG_DECRYPT"]
 
-``launch_guest(ram, *, policy=0, shared=(), vcpus=1, es=False, finish=True, port=None) -> FakeGuest``
+``launch_guest(ram, *, policy=0, shared=(), vcpus=1, es=False, finish=True, port=None, new_vm_type=False)``
     Maps every ``gpa: bytes`` item of ``ram`` (whole pages), launches all of it but the ``(gpa, nbytes)`` ranges in
-    ``shared``, which stay plaintext; ``policy=None`` makes a VM that is not encrypted. FakeGuest has ``port``,
+    ``shared``, which stay plaintext; ``policy=None`` makes a VM that is not encrypted; ``new_vm_type`` one of
+    KVM_CREATE_VM's types of 6.10 (SEV or SEV-ES), made a SEV VM by INIT2. The FakeGuest has ``port``,
     ``vm_fd``, ``sev_fd``, ``vcpu_fds`` and ``slots`` [(gpa, nbytes, hva)], and ``vcpu(i)`` whose ``regs``, ``sregs``
     and ``cpuid`` may be set, and ``hva(gpa)``.
 
@@ -59,13 +60,18 @@ def launch_guest(
     es: bool = False,
     finish: bool = True,
     port: FakePort | None = None,
+    new_vm_type: bool = False,
 ) -> FakeGuest:
     """Launch a guest as documented at the top of this module."""
     port = FakePort() if port is None else port
-    sev_fd, vm_fd = port.open_sev(), port.create_vm()
+    new_type = abi.KVM_X86_SEV_ES_VM if es else abi.KVM_X86_SEV_VM
+    sev_fd, vm_fd = port.open_sev(), port.create_vm(new_type if new_vm_type else abi.KVM_X86_DEFAULT_VM)
     guest = FakeGuest(port, vm_fd, sev_fd)
-    if policy is not None:
+    if policy is not None and new_vm_type:
+        port.sev_op(vm_fd, sev.SevCmd.INIT2, sev.SevInit().pack())
+    elif policy is not None:
         port.sev_op(vm_fd, sev.SevCmd.ES_INIT if es else sev.SevCmd.INIT)
+    if policy is not None:
         start = sev.LaunchStart(policy=policy)
         port.sev_op(vm_fd, sev.SevCmd.LAUNCH_START, start.pack(), sev_fd=sev_fd)
     guest.vcpu_fds = [port.create_vcpu(vm_fd, index) for index in range(vcpus)]
