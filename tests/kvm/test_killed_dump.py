@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +12,7 @@ import pytest
 
 from sevkvm.host.deputy import Deputy
 from tests.support.build import ROOT
+from tests.support.killing import kill_dumps, settle, shape
 from tests.support.qemu import QemuVmm, qemu, require_kvm_qemu
 
 pytestmark = pytest.mark.kvm
@@ -41,23 +40,6 @@ def dump_argv(vmm: QemuVmm, output: Path) -> list[str]:
     ]
 
 
-def shape(pid: int) -> tuple[int, int, int]:
-    proc = Path(f"/proc/{pid}")
-    return (
-        len(list((proc / "task").iterdir())),
-        len(list((proc / "fd").iterdir())),
-        len((proc / "maps").read_text().splitlines()),
-    )
-
-
-def settle(pid: int, wanted: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The shape, once what is ending has ended."""
-    deadline = time.monotonic() + 10
-    while shape(pid) != wanted and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return shape(pid)
-
-
 def dump(vmm: QemuVmm, output: Path) -> bytes:
     done = subprocess.run(dump_argv(vmm, output), cwd=ROOT, capture_output=True, timeout=60)
     assert done.returncode == 0, done.stderr.decode()
@@ -74,28 +56,16 @@ def test_killed_at_random_moments(vmm: QemuVmm, tmp_path: Path) -> None:
     assert reference == truth.read_bytes()
     before = settle(vmm.pid, shape(vmm.pid))
 
-    chance = random.Random(20261122)
     output = tmp_path / "killed"
-    outcomes = {"killed": 0, "finished": 0, "attached": 0}
-    for turn in range(KILLS):
-        output.unlink(missing_ok=True)
-        process = subprocess.Popen(
-            dump_argv(vmm, output), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        # every other time wait until it is inside, so that most kills strike where it matters
-        if turn % 2:
-            deadline = time.monotonic() + 10
-            while process.poll() is None and shape(vmm.pid)[0] == before[0] and time.monotonic() < deadline:
-                pass
-            outcomes["attached"] += shape(vmm.pid)[0] != before[0]
-            time.sleep(chance.uniform(0, took / 3))
-        else:
-            time.sleep(chance.uniform(0, took))
-        process.kill()
-        outcomes["killed" if process.wait(10) == -signal.SIGKILL else "finished"] += 1
-        assert vmm.process.poll() is None, f"QEMU died at turn {turn}"
+
+    def check() -> None:
         # a file under the final name is a whole file
         assert not output.exists() or output.read_bytes() == reference
+        output.unlink(missing_ok=True)
+
+    outcomes = kill_dumps(
+        vmm.pid, dump_argv(vmm, output), KILLS, took, lambda: vmm.process.poll() is None, check
+    )
     print(f"{KILLS} turns: {outcomes}, one dump takes {took:.3f} s")
     assert outcomes["killed"] > KILLS // 4
     assert "VM status" in vmm.hmp("info status")

@@ -1,0 +1,91 @@
+"""The same for an encrypted QEMU: what is in flight when we die is a firmware command into our scratch area."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sevkvm.host.deputy import Deputy
+from sevkvm.lab.files import mapped
+from sevkvm.lab.sealed import SealedLinux
+from sevkvm.shim.supervisor import SevHost
+from tests.support.build import ROOT
+from tests.support.killing import kill_dumps, settle, shape
+from tests.support.linux import require_sealed_linux
+from tests.support.qemu import QemuVmm, require_kvm_qemu
+from tests.support.qemu_sealed import sealed_qemu
+
+pytestmark = [pytest.mark.kvm, pytest.mark.sev]
+
+KILLS = 40
+START, END = 0x100000, 0x4000000
+
+
+@pytest.fixture(scope="module")
+def linux() -> SealedLinux:
+    require_kvm_qemu()
+    return require_sealed_linux()
+
+
+@pytest.fixture(scope="module")
+def vmm(linux: SealedLinux) -> Iterator[QemuVmm]:
+    with SevHost() as host, sealed_qemu(linux, popen=host.popen, sev_policy=0, sandbox=True) as vmm:
+        yield vmm
+
+
+def dump_argv(vmm: QemuVmm, output: Path) -> list[str]:
+    return [
+        *(sys.executable, "-m", "sevkvm", "dump", "--pid", str(vmm.pid), "--vm-fd", str(vmm.vm_fd)),
+        *("--qmp", vmm.qmp_path, "--cbit-pos", "51", "--gpa", f"{START:#x}:{END:#x}", "-o", str(output)),
+    ]
+
+
+def dump(vmm: QemuVmm, output: Path) -> bytes:
+    done = subprocess.run(dump_argv(vmm, output), cwd=ROOT, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr.decode()
+    return output.read_bytes()
+
+
+def marks(pid: int) -> list[str]:
+    """Areas of ours that are still mapped, by the mark they open with."""
+    found = []
+    with open(f"/proc/{pid}/mem", "rb") as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            if "rw-s" in line and line.endswith("/dev/zero (deleted)"):
+                start, end = (int(word, 16) for word in line.split()[0].split("-"))
+                memory.seek(start)
+                if memory.read(6) == b"sevkvm":
+                    found.append(f"{end - start:#x}")
+    return found
+
+
+def test_killed_while_decrypting(vmm: QemuVmm, linux: SealedLinux, tmp_path: Path) -> None:
+    truth = bytes(mapped(linux.ram)[START:END])
+    began = time.monotonic()
+    assert dump(vmm, tmp_path / "first") == truth
+    took = time.monotonic() - began
+    before = shape(vmm.pid)
+    output = tmp_path / "killed"
+
+    def check() -> None:
+        assert not output.exists() or output.read_bytes() == truth
+        output.unlink(missing_ok=True)
+
+    outcomes = kill_dumps(
+        vmm.pid, dump_argv(vmm, output), KILLS, took, lambda: vmm.process.poll() is None, check
+    )
+    print(f"{KILLS} turns: {outcomes}, one dump takes {took:.3f} s")
+    assert outcomes["killed"] > KILLS // 4
+    # what was decrypted went with us; at most control pages wait for the next attach
+    assert set(marks(vmm.pid)) <= {"0x1000"}
+    assert "VM status" in vmm.hmp("info status")
+    with Deputy(vmm.pid):
+        pass
+    assert settle(vmm.pid, before) == before
+    assert marks(vmm.pid) == []
+    assert dump(vmm, tmp_path / "last") == truth

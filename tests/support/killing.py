@@ -1,0 +1,64 @@
+"""Killing `sevkvm dump` at random moments while its target looks on."""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.support.build import ROOT
+
+Shape = tuple[int, int, int]
+
+
+def shape(pid: int) -> Shape:
+    """Threads, descriptors and mappings of a process."""
+    proc = Path(f"/proc/{pid}")
+    return (
+        len(list((proc / "task").iterdir())),
+        len(list((proc / "fd").iterdir())),
+        len((proc / "maps").read_text().splitlines()),
+    )
+
+
+def settle(pid: int, wanted: Shape) -> Shape:
+    """The shape, once what is ending has ended."""
+    deadline = time.monotonic() + 10
+    while shape(pid) != wanted and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return shape(pid)
+
+
+def kill_dumps(
+    pid: int,
+    argv: list[str],
+    turns: int,
+    seconds: float,
+    alive: Callable[[], bool],
+    check: Callable[[], None],
+) -> dict[str, int]:
+    """Start ``argv`` and SIGKILL it, ``turns`` times, within ``seconds`` of its start; what became of them.
+
+    Every other time the kill waits until the dump is inside the target. ``check`` looks at what is left each time.
+    """
+    chance = random.Random(20261122)
+    threads = shape(pid)[0]
+    outcomes = {"killed": 0, "finished": 0, "attached": 0}
+    for turn in range(turns):
+        process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        if turn % 2:
+            deadline = time.monotonic() + 10
+            while process.poll() is None and shape(pid)[0] == threads and time.monotonic() < deadline:
+                pass
+            outcomes["attached"] += shape(pid)[0] != threads
+            time.sleep(chance.uniform(0, seconds / 3))
+        else:
+            time.sleep(chance.uniform(0, seconds))
+        process.kill()
+        outcomes["killed" if process.wait(10) == -signal.SIGKILL else "finished"] += 1
+        assert alive(), f"the target died at turn {turn}"
+        check()
+    return outcomes
