@@ -10,7 +10,8 @@
  *  - What may remain is one control page; its mark lets the next attach remove it.
  *
  * System calls that the target is made to run: mmap, munmap, clone with exactly the flags of a new pthread,
- * ioctl, exit. Any other might end a VMM that runs under a seccomp filter.
+ * ioctl, exit; and rt_sigreturn, should we die while a thread is borrowed. Any other might end a VMM that runs
+ * under a seccomp filter.
  */
 #define _GNU_SOURCE
 #include "sk_deputy.h"

@@ -10,20 +10,9 @@ import pytest
 
 from sevkvm.host.deputy import Deputy
 from tests.support.build import compile_program
-from tests.support.victim import Victim
+from tests.support.victim import DEPUTY_SOURCES, Victim
 
 pytestmark = pytest.mark.host
-
-DEPUTY_SOURCES = (
-    "sk_area.c",
-    "sk_borrow.c",
-    "sk_deputy.c",
-    "sk_gadget.c",
-    "sk_hold.c",
-    "sk_status.c",
-    "sk_tasks.c",
-    "sk_xfer.c",
-)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +12,9 @@ import pytest
 from sevkvm import errors
 from sevkvm.host.deputy import Deputy
 from sevkvm.host.kvm import VcpuFd, VmFd
+from tests.support.build import compile_program
 from tests.support.qemu import QemuVmm, qemu, require_kvm_qemu
+from tests.support.victim import DEPUTY_SOURCES
 
 pytestmark = pytest.mark.kvm
 
@@ -69,3 +73,25 @@ def test_registers_are_those_the_monitor_shows(vmm: QemuVmm) -> None:
     text = vmm.hmp("info registers")
     assert f"RIP={regs.rip:016x}" in text or f"EIP={regs.rip:08x}" in text
     assert f"CR0={sregs.cr0:08x}" in text
+
+
+def test_death_at_every_ptrace_request(vmm: QemuVmm, tmp_path: Path) -> None:
+    """tests/host does this to a small program; here a sandbox and, in one case, running vCPUs look on."""
+    suicide = compile_program("deputy_suicide", tmp_path, *DEPUTY_SOURCES)
+    with Deputy(vmm.pid):
+        pass
+    before = shape(vmm.pid)
+    survived = subprocess.run(
+        [suicide, str(vmm.pid), "0"], capture_output=True, text=True, timeout=30, check=True
+    )
+    for last_wish in range(1, int(survived.stdout) + 1):
+        died = subprocess.run([suicide, str(vmm.pid), str(last_wish)], capture_output=True, timeout=30)
+        assert died.returncode in (-9, 0), f"checkpoint {last_wish}: {died.stderr.decode()}"
+        assert vmm.process.poll() is None, f"QEMU died at checkpoint {last_wish}"
+        assert "VM status" in vmm.hmp("info status")
+    with Deputy(vmm.pid) as deputy:
+        assert deputy.info().leftovers > 0
+    deadline = time.monotonic() + 5
+    while shape(vmm.pid) != before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert shape(vmm.pid) == before

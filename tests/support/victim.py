@@ -8,6 +8,18 @@ from pathlib import Path
 
 import pytest
 
+# What tests/csrc/deputy_suicide.c is linked with; it compiles sk_trace.c into itself.
+DEPUTY_SOURCES = (
+    "sk_area.c",
+    "sk_borrow.c",
+    "sk_deputy.c",
+    "sk_gadget.c",
+    "sk_hold.c",
+    "sk_status.c",
+    "sk_tasks.c",
+    "sk_xfer.c",
+)
+
 
 class Victim:
     """Runs in ``mode`` (poll, sleep or spin) until killed."""
