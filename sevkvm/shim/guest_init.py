@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from sevkvm.abi.sev import SevInit
+from sevkvm.abi.sev import PlatformState, SevInit
 from sevkvm.shim.firmware import MAX_ASID, MIN_SEV_ASID
 from sevkvm.shim.sev_op import Errno, SevOp
 from sevkvm.shim.vm import VM_TYPE_DEFAULT, VM_TYPE_SEV, VM_TYPE_SEV_ES
@@ -60,7 +60,10 @@ def _init(op: SevOp, params: SevInit, *, es: bool) -> None:
         raise Errno(errno.EINVAL)
     if vm.active:
         raise Errno(errno.EINVAL)
-    vm.asid = _new_asid(op, es=es)
+    asid = _new_asid(op, es=es)
+    if op.firmware.state == PlatformState.UNINIT:  # somebody has reset it: sev_platform_init
+        op.reach_firmware(op.firmware.init)
+    vm.asid = asid
     vm.active, vm.es = True, es
     vm.vmsa_features = params.vmsa_features
     vm.ghcb_version = params.ghcb_version or (_GHCB_MAX if es else 0)

@@ -14,7 +14,7 @@ from typing import Final
 
 from sevkvm.abi import kvm as abi
 from sevkvm.abi.sev import CMD_ERROR_OFFSET, CMD_NBYTES, KvmSevCmd, SevCmd
-from sevkvm.shim import dbg_crypt, guest_init, launch_ops
+from sevkvm.shim import dbg_crypt, guest_init, launch_ops, migration_ops, secret_ops
 from sevkvm.shim.firmware import Firmware
 from sevkvm.shim.generation import Generation
 from sevkvm.shim.log import CommandLog, Record
@@ -41,35 +41,19 @@ _HANDLERS: Final[dict[int, Handler]] = {
     SevCmd.LAUNCH_UPDATE_VMSA: launch_ops.launch_update_vmsa,
     SevCmd.LAUNCH_MEASURE: launch_ops.launch_measure,
     SevCmd.LAUNCH_FINISH: launch_ops.launch_finish,
+    SevCmd.LAUNCH_SECRET: secret_ops.launch_secret,
+    SevCmd.GET_ATTESTATION_REPORT: secret_ops.get_attestation_report,
+    SevCmd.SEND_START: migration_ops.send_start,
+    SevCmd.SEND_UPDATE_DATA: migration_ops.send_update_data,
+    SevCmd.SEND_FINISH: migration_ops.send_finish,
+    SevCmd.SEND_CANCEL: migration_ops.send_cancel,
+    SevCmd.RECEIVE_START: migration_ops.receive_start,
+    SevCmd.RECEIVE_UPDATE_DATA: migration_ops.receive_update_data,
+    SevCmd.RECEIVE_FINISH: migration_ops.receive_finish,
     SevCmd.GUEST_STATUS: launch_ops.guest_status,
     SevCmd.DBG_DECRYPT: dbg_crypt.dbg_decrypt,
     SevCmd.DBG_ENCRYPT: dbg_crypt.dbg_encrypt,
 }
-# Commands that the kernel knows and this firmware model does not: answered UNSUPPORTED by the firmware.
-_UNSUPPORTED: Final = frozenset(
-    (
-        SevCmd.LAUNCH_SECRET,
-        SevCmd.SEND_START,
-        SevCmd.SEND_UPDATE_DATA,
-        SevCmd.SEND_FINISH,
-        SevCmd.SEND_CANCEL,
-        SevCmd.RECEIVE_START,
-        SevCmd.RECEIVE_UPDATE_DATA,
-        SevCmd.RECEIVE_FINISH,
-        SevCmd.GET_ATTESTATION_REPORT,
-    )
-)
-
-
-def _handler(command: int) -> Handler | None:
-    if command in _UNSUPPORTED:
-        return _unsupported
-    return _HANDLERS.get(command)
-
-
-def _unsupported(op: SevOp) -> None:
-    op.require_sev()
-    op.issue(lambda: op.firmware.unsupported(op.record.command))
 
 
 def command_name(command: int) -> str:
@@ -95,12 +79,12 @@ class Kernel:
         self.log = CommandLog() if log is None else log
         self.vms: list[Vm] = []
         self._created = 0
-        self._lock = threading.RLock()
+        self.mailbox = threading.RLock()
         self._room = memoryview(bytearray(_ROOM_NBYTES))
 
     def create_vm(self, mm: object, vm_type: int = VM_TYPE_DEFAULT) -> Vm:
         """KVM_CREATE_VM by address space ``mm``."""
-        with self._lock:
+        with self.mailbox:
             self._created += 1
             vm = Vm(self._created, mm, vm_type)
             self.vms.append(vm)
@@ -108,7 +92,7 @@ class Kernel:
 
     def destroy_vm(self, vm: Vm) -> None:
         """The last descriptor is closed (sev_vm_destroy): the firmware forgets the guest."""
-        with self._lock:
+        with self.mailbox:
             self.vms.remove(vm)
             if vm.handle:
                 self.firmware.deactivate(vm.handle)
@@ -119,7 +103,7 @@ class Kernel:
         """KVM_MEMORY_ENCRYPT_OP, _REG_REGION or _UNREG_REGION on a VM: 0, or -errno. Raises CallerGone."""
         if vm.mm != caller.mm or vm.dead:
             return -errno.EIO
-        with self._lock:
+        with self.mailbox:
             try:
                 if request == abi.KVM_MEMORY_ENCRYPT_OP:
                     self._mem_enc_op(vm, caller, argument)
@@ -161,7 +145,7 @@ class Kernel:
 
     def _dispatch(self, op: SevOp, command: int, argument: int, raw: bytes) -> None:
         # mirror VMs (EINVAL) and SNP VMs (EPERM) are refused before the id is looked at
-        handler = _handler(command)
+        handler = _HANDLERS.get(command)
         if handler is None:
             raise Errno(errno.EINVAL)
         failure: Errno | None = None

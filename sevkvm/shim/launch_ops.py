@@ -6,11 +6,9 @@ import errno
 from typing import Final
 
 from sevkvm.abi.sev import GUEST_STATUS_NBYTES, LaunchStart, pack_uaddr_len, unpack_uaddr_len
-from sevkvm.shim.firmware import FirmwareFailure
-from sevkvm.shim.sev_op import Errno, SevOp, npages
+from sevkvm.shim.sev_op import BLOB_MAX_NBYTES, Errno, SevOp, lengths_told, npages
 from sevkvm.shim.target import Backing
 
-_BLOB_MAX_NBYTES: Final = 16 * 1024
 _VMSA_NBYTES: Final = 4096
 _UADDR_LEN_NBYTES: Final = 16
 
@@ -20,14 +18,10 @@ def launch_start(op: SevOp) -> None:
     op.require_sev()
     params = LaunchStart.unpack(op.copy_from_user(op.data, LaunchStart.NBYTES))
     op.record.args.update(policy=params.policy, sev_fd=op.sev_fd)
-    if params.dh_uaddr:
-        _copy_blob(op, params.dh_uaddr, params.dh_nbytes)
-    if params.session_uaddr:
-        _copy_blob(op, params.session_uaddr, params.session_nbytes)
-    dh_nbytes = params.dh_nbytes if params.dh_uaddr else 0
-    session_nbytes = params.session_nbytes if params.session_uaddr else 0
+    owner = op.copy_blob(params.dh_uaddr, params.dh_nbytes) if params.dh_uaddr else None
+    session = op.copy_blob(params.session_uaddr, params.session_nbytes) if params.session_uaddr else b""
     handle = op.issue(
-        lambda: op.firmware.launch_start(params.handle, params.policy, dh_nbytes, session_nbytes), op.sev_fd
+        lambda: op.firmware.launch_start(params.handle, params.policy, owner, session), op.sev_fd
     )
     try:
         op.reach_firmware(lambda: op.firmware.activate(handle, op.vm.asid))
@@ -42,13 +36,6 @@ def launch_start(op: SevOp) -> None:
         op.firmware.decommission(handle)
         raise
     op.vm.handle, op.vm.sev_fd = handle, op.sev_fd
-
-
-def _copy_blob(op: SevOp, hva: int, nbytes: int) -> bytes:
-    """psp_copy_user_blob."""
-    if not nbytes or nbytes > _BLOB_MAX_NBYTES:
-        raise Errno(errno.EINVAL)
-    return op.copy_from_user(hva, nbytes)
 
 
 def launch_update_data(op: SevOp) -> None:
@@ -91,18 +78,19 @@ def launch_measure(op: SevOp) -> None:
     op.require_sev()
     hva, nbytes = unpack_uaddr_len(op.copy_from_user(op.data, _UADDR_LEN_NBYTES))
     op.record.args.update(hva=hva, nbytes=nbytes)
-    if nbytes and hva and nbytes > _BLOB_MAX_NBYTES:
+    if hva and nbytes > BLOB_MAX_NBYTES:
         raise Errno(errno.EINVAL)
     room = nbytes if hva else 0
     try:
         blob = op.issue(lambda: op.firmware.launch_measure(op.vm.handle, room))
     except Errno as refusal:
         # the length goes back only to a caller who asked for it
-        if not nbytes and isinstance(refusal.__cause__, FirmwareFailure):
-            op.copy_to_user(op.data, pack_uaddr_len(hva, refusal.__cause__.nbytes or 0))
+        if not nbytes and lengths_told(refusal):
+            op.copy_to_user(op.data, pack_uaddr_len(hva, *lengths_told(refusal)))
         raise
-    op.copy_to_user(hva, blob)
-    op.copy_to_user(op.data, pack_uaddr_len(hva, len(blob)))
+    # as much as the caller has room for; the firmware leaves the length as it was
+    op.copy_to_user(hva, blob.ljust(nbytes, b"\0"))
+    op.copy_to_user(op.data, pack_uaddr_len(hva, nbytes))
 
 
 def launch_finish(op: SevOp) -> None:

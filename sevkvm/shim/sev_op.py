@@ -8,9 +8,10 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
-from sevkvm.shim.firmware import Firmware, FirmwareFailure
+from sevkvm.shim.firmware import Firmware
+from sevkvm.shim.firmware_failure import FirmwareFailure
 from sevkvm.shim.generation import Generation
 from sevkvm.shim.target import Backing, Caller, read_exactly
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _ADDRESS_END: Final = 1 << 64
 _PAGE_MASK: Final = 4095
+BLOB_MAX_NBYTES: Final = 16 * 1024  # SEV_FW_BLOB_MAX_SIZE
 _Result = TypeVar("_Result")
 
 
@@ -33,6 +35,29 @@ class Errno(Exception):
 
 class KernelCorrupted(Exception):
     """A real kernel would have overwritten memory of its own here: the caller does not survive it."""
+
+
+class HasError(Protocol):
+    """A command struct with an ``error`` field."""
+
+    error: int
+
+
+def reach_firmware(struct: HasError, command: Callable[[], _Result]) -> _Result:
+    """sev_do_cmd: a status becomes EIO and ``error``, which success sets to 0."""
+    try:
+        result = command()
+    except FirmwareFailure as failure:
+        struct.error = failure.status
+        raise Errno(errno.EIO) from failure
+    struct.error = 0
+    return result
+
+
+def lengths_told(refusal: Errno) -> tuple[int, ...]:
+    """What a firmware that refused has put into the length fields; nothing if it was not the firmware."""
+    cause = refusal.__cause__
+    return cause.lengths if isinstance(cause, FirmwareFailure) else ()
 
 
 @dataclass
@@ -62,6 +87,12 @@ class SevOp:
         if self.caller.memory.write(hva, data) < len(data):
             raise Errno(errno.EFAULT)
 
+    def copy_blob(self, hva: int, nbytes: int) -> bytes:
+        """psp_copy_user_blob: EINVAL for none, or one that is too long."""
+        if not hva or not 0 < nbytes <= BLOB_MAX_NBYTES:
+            raise Errno(errno.EINVAL)
+        return self.copy_from_user(hva, nbytes)
+
     def require_sev(self, *, es: bool = False) -> None:
         """sev_guest() and sev_es_guest(): ENOTTY for a VM that is none."""
         if not self.vm.active or (es and not self.vm.es):
@@ -69,13 +100,7 @@ class SevOp:
 
     def reach_firmware(self, command: Callable[[], _Result]) -> _Result:
         """sev_do_cmd: a status becomes EIO and ``error``, which success sets to 0."""
-        try:
-            result = command()
-        except FirmwareFailure as failure:
-            self.error = failure.status
-            raise Errno(errno.EIO) from failure
-        self.error = 0
-        return result
+        return reach_firmware(self, command)
 
     def issue(self, command: Callable[[], _Result], fd: int | None = None) -> _Result:
         """sev_issue_cmd: as reach_firmware, through a ``/dev/sev`` descriptor of the caller's, or EBADF.

@@ -72,11 +72,19 @@ def test_the_struct_that_cannot_be_copied_back_faults_after_the_effect(guest: Fa
     assert port.read(port.scratch_hva, 16) == RAM[:16]
 
 
-@pytest.mark.parametrize("command", [c for c in SevCmd if c not in (0, 1, 14, 10, 19, 22, 100, 101, 102)])
+@pytest.mark.parametrize("command", [c for c in SevCmd if c not in (0, 1, 13, 14, 10, 19, 22, 100, 101, 102)])
 def test_every_known_command_is_enotty_on_a_plain_vm(command: SevCmd) -> None:
     plain = launch_guest({0: RAM}, policy=None)
     port = plain.port
     assert outcome(port, lambda: port.sev_op(plain.vm_fd, command, bytes(48))) == (errno.ENOTTY, PRESET)
+
+
+def test_receive_update_data_is_the_exception() -> None:
+    plain = launch_guest({0: RAM}, policy=None)
+    port = plain.port
+    data = bytes(48)
+    received = outcome(port, lambda: port.sev_op(plain.vm_fd, SevCmd.RECEIVE_UPDATE_DATA, data))
+    assert received == (errno.EINVAL, PRESET)
 
 
 def test_the_error_field_goes_in_and_out(guest: FakeGuest) -> None:
@@ -200,8 +208,9 @@ def test_measure_tells_its_length_only_to_who_asks() -> None:
     assert measure(0, 0) == ((errno.EIO, FwStatus.INVALID_LEN), 48)
     assert measure(scratch, 47) == ((errno.EIO, FwStatus.INVALID_LEN), 47)
     assert measure(scratch, 16 * 1024 + 1) == ((errno.EINVAL, PRESET), 16 * 1024 + 1)
-    assert measure(scratch, 64) == ((0, 0), 48)
+    assert measure(scratch, 64) == ((0, 0), 64)  # the firmware leaves it
     assert port.read(scratch, 48) != bytes(48)
+    assert port.read(scratch + 48, 16) == bytes(16)
     assert measure(scratch, 48) == ((errno.EIO, FwStatus.INVALID_GUEST_STATE), 48)
 
 
