@@ -1,0 +1,26 @@
+"""Which guest, and what the user knows about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Warn = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class AttachOptions:
+    """Which guest, and what the user knows about it. Addresses are ints; ``slots`` are ``GPA:SIZE:HVA``.
+
+    ``timeout`` (seconds) bounds each single wait for the VMM or its monitor.
+    """
+
+    pid: int | None = None
+    vm_fd: int | None = None
+    qmp: str | None = None
+    libvirt: str | None = None
+    slots: tuple[str, ...] = ()
+    cbit_pos: int | None = None
+    cr3: int | None = None
+    vcpu: int | None = None
+    timeout: float = 5.0

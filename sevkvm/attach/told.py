@@ -1,0 +1,94 @@
+"""What others tell of a guest before anything is stopped: the VMM's monitor, its command line, the user."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sevkvm import errors
+from sevkvm.memory.source import Slot, SlotMap
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sevkvm.attach.options import AttachOptions, Warn
+    from sevkvm.host.qmp import Monitor
+    from sevkvm.host.slots import RawSlot
+
+
+@dataclass(frozen=True)
+class MonitorFacts:
+    """What the VMM's monitor told, asked while everything still ran."""
+
+    slots: Sequence[RawSlot] = ()
+    cbit_pos: int | None = None
+    vcpu_tids: Sequence[int] = ()
+
+
+def ask_monitor(pid: int, options: AttachOptions, warn: Warn) -> MonitorFacts:
+    """Ask an explicit monitor, or one that the VMM's command line names; only the first may fail us."""
+    if options.qmp is None and options.libvirt is None and options.slots and options.cbit_pos is not None:
+        return MonitorFacts()
+    explicit = options.qmp is not None or options.libvirt is not None
+    try:
+        monitor = _open_monitor(pid, options)
+        if monitor is None:
+            return MonitorFacts()
+        with closing(monitor):
+            return _question(monitor, pid, options)
+    except errors.SevKvmError as error:
+        if explicit:
+            raise
+        warn(f"the VMM's monitor could not be asked ({error}); going on without it")
+        return MonitorFacts()
+
+
+def _open_monitor(pid: int, options: AttachOptions) -> Monitor | None:
+    if options.qmp is not None and options.libvirt is not None:
+        raise errors.UsageError("--qmp and --libvirt both name a monitor", help="give one of them")
+    if options.libvirt is not None:
+        from sevkvm.host.virsh import VirshMonitor
+
+        return VirshMonitor(options.libvirt, timeout=options.timeout)
+    path = options.qmp
+    if path is None:
+        from sevkvm.host.monitors import monitor_socket
+
+        path = monitor_socket(pid, patience=min(1.0, options.timeout))
+    if path is None:
+        return None
+    from sevkvm.host.qmp import QmpMonitor
+
+    return QmpMonitor(path, timeout=options.timeout)
+
+
+def _question(monitor: Monitor, pid: int, options: AttachOptions) -> MonitorFacts:
+    from sevkvm.host import monitorfacts, slots
+
+    return MonitorFacts(
+        slots=() if options.slots else slots.from_monitor(monitor, pid),
+        cbit_pos=None if options.cbit_pos is not None else monitorfacts.cbit_position(monitor),
+        vcpu_tids=tuple(monitorfacts.vcpu_thread_ids(monitor).values()),
+    )
+
+
+def slot_map(pid: int, options: AttachOptions, facts: MonitorFacts, warn: Warn, *, required: bool) -> SlotMap:
+    """From --slot, else the monitor, else /proc/PID/maps with a warning."""
+    from sevkvm.host import slots
+
+    if options.slots:
+        raw: Sequence[RawSlot] = slots.from_user(options.slots, pid)
+    elif facts.slots:
+        raw = facts.slots
+    else:
+        try:
+            guess = slots.from_maps(pid)
+        except errors.SevKvmError as error:
+            if required:
+                raise
+            warn(str(error))
+            return SlotMap(())
+        warn(guess.warning)
+        raw = guess.slots
+    return SlotMap(Slot(slot.gpa, slot.nbytes, slot.hva, slot.name, slot.readonly) for slot in raw)
