@@ -29,6 +29,7 @@
 #include "sk_borrow.h"
 #include "sk_gadget.h"
 #include "sk_hold.h"
+#include "sk_remote.h"
 #include "sk_tasks.h"
 #include "sk_trace.h"
 
@@ -39,20 +40,16 @@
 _Static_assert(THREAD_FLAGS == 0x3d0f00, "the flags that libvirt's sandbox lets pass");
 
 #define BORROW_CANDIDATES 4
-#define STOPS_PER_CALL 2 /* entry, exit */
 
 struct sk_deputy {
-	pid_t pid;
-	pid_t tid;
+	struct sk_remote remote;
 	pid_t owner; /* our thread that ptrace belongs to */
 	uint64_t timeout_ns;
 	struct sk_gadgets gadgets;
 	struct sk_found_areas found;
 	uint64_t control_hva;
 	struct sk_area arena;
-	uint64_t chain_sp;    /* where calls return to: the exit chain, then the cleaning one */
-	int stops_left;       /* of the call in flight; 0 when parked */
-	int pending_signal;
+	uint64_t chain_sp; /* where calls return to: the exit chain, then the cleaning one */
 	struct sk_hold hold;
 	struct sk_deputy_info info;
 };
@@ -67,86 +64,14 @@ static enum sk_status check_owner(const struct sk_deputy *deputy, struct sk_erro
 	if (deputy->owner == gettid())
 		return SK_OK;
 	return sk_fail(err, SK_ERR_WRONG_THREAD, 0, 0, "the deputy in process %d belongs to thread %d of ours",
-	               (int)deputy->pid, (int)deputy->owner);
-}
-
-static enum sk_status lost(struct sk_deputy *deputy, struct sk_error *err)
-{
-	if (deputy->tid)
-		sk_trace_detach(deputy->tid);
-	deputy->tid = 0;
-	deputy->stops_left = 0;
-	return sk_fail(err, SK_ERR_LOST, 0, 0, "process %d ended while attached", (int)deputy->pid);
-}
-
-/* ---- calls on the deputy ---- */
-
-static enum sk_status start_call(struct sk_deputy *deputy, uint64_t sp, long number, const uint64_t args[6],
-                                 struct sk_error *err)
-{
-	struct user_regs_struct regs;
-	enum sk_status status;
-
-	if (deputy->stops_left)
-		return sk_fail(err, SK_ERR_BUSY, 0, 0, "the deputy is still in a system call");
-	status = sk_trace_get_regs(deputy->tid, &regs, err);
-	if (!status) {
-		sk_prepare_call(&regs, deputy->gadgets.syscall_ret, sp, number, args);
-		status = sk_trace_set_regs(deputy->tid, &regs, err);
-	}
-	if (!status)
-		status = sk_trace_resume_to_syscall(deputy->tid, 0, err);
-	if (status == SK_ERR_NO_PROCESS)
-		return lost(deputy, err);
-	if (!status)
-		deputy->stops_left = STOPS_PER_CALL;
-	return status;
-}
-
-static enum sk_status finish_call(struct sk_deputy *deputy, uint64_t deadline_ns, int stops_to_leave,
-                                  struct sk_error *err)
-{
-	while (deputy->stops_left > stops_to_leave) {
-		enum sk_stop stop;
-		int signal;
-		enum sk_status status = sk_trace_wait(deputy->tid, deadline_ns, &stop, &signal, err);
-
-		if (status)
-			return status;
-		if (stop == SK_STOP_GONE)
-			return lost(deputy, err);
-		if (stop == SK_STOP_SYSCALL && --deputy->stops_left == stops_to_leave)
-			break;
-		status = sk_trace_resume_to_syscall(deputy->tid, signal, err);
-		if (status)
-			return status == SK_ERR_NO_PROCESS ? lost(deputy, err) : status;
-	}
-	return SK_OK;
-}
-
-static enum sk_status wait_call(struct sk_deputy *deputy, uint64_t timeout_ns, int64_t *result,
-                                struct sk_error *err)
-{
-	struct user_regs_struct regs;
-	enum sk_status status = finish_call(deputy, deadline_in(timeout_ns), 0, err);
-
-	if (!status)
-		status = sk_trace_get_regs(deputy->tid, &regs, err);
-	if (status == SK_ERR_NO_PROCESS)
-		return lost(deputy, err);
-	if (status)
-		return status;
-	*result = (int64_t)regs.rax;
-	deputy->info.calls++;
-	return SK_OK;
+	               (int)deputy->remote.pid, (int)deputy->owner);
 }
 
 static enum sk_status call(struct sk_deputy *deputy, long number, const uint64_t args[6], int64_t *result,
                            struct sk_error *err)
 {
-	enum sk_status status = start_call(deputy, deputy->chain_sp, number, args, err);
-
-	return status ? status : wait_call(deputy, deputy->timeout_ns, result, err);
+	return sk_remote_call(&deputy->remote, deputy->chain_sp, number, args, deadline_in(deputy->timeout_ns),
+	                      result, err);
 }
 
 static enum sk_status unmap(struct sk_deputy *deputy, struct sk_area area, struct sk_error *err)
@@ -180,7 +105,7 @@ static enum sk_status check_target(pid_t pid, struct sk_error *err)
 static enum sk_status refused(const struct sk_deputy *deputy, int64_t result, const char *what,
                               struct sk_error *err)
 {
-	return sk_fail(err, SK_ERR_UNSUPPORTED, (int)-result, 0, "%s in process %d", what, (int)deputy->pid);
+	return sk_fail(err, SK_ERR_UNSUPPORTED, (int)-result, 0, "%s in process %d", what, (int)deputy->remote.pid);
 }
 
 /* On the borrowed thread: map the control page and start the deputy on it. */
@@ -198,8 +123,8 @@ static enum sk_status add_thread(struct sk_deputy *deputy, struct sk_borrowed *b
 	if (result < 0)
 		return refused(deputy, result, "mmap", err);
 	control = (uint64_t)result;
-	status = sk_control_write(deputy->pid, control, sk_arena_place(deputy->info.scratch_nbytes), &deputy->gadgets,
-	                          err);
+	status = sk_control_write(deputy->remote.pid, control, sk_arena_place(deputy->info.scratch_nbytes),
+	                          &deputy->gadgets, err);
 	if (!status) {
 		/* no CLEARTID address: by the time the deputy exits, its page is gone and may be another's */
 		const uint64_t clone_args[6] = {
@@ -209,11 +134,11 @@ static enum sk_status add_thread(struct sk_deputy *deputy, struct sk_borrowed *b
 
 		status = sk_trace_follow_clone(borrowed->tid, err);
 		if (!status)
-			status = sk_borrowed_call(borrowed, SYS_clone, clone_args, &result, &deputy->tid, err);
+			status = sk_borrowed_call(borrowed, SYS_clone, clone_args, &result, &deputy->remote.tid, err);
 		if (!status && result < 0)
 			status = refused(deputy, result, "clone", err);
 	}
-	if (status && !deputy->tid) {
+	if (status && !deputy->remote.tid) {
 		const uint64_t unmap_args[6] = { control, SK_CONTROL_NBYTES };
 
 		sk_borrowed_call(borrowed, SYS_munmap, unmap_args, &result, NULL, NULL);
@@ -230,12 +155,12 @@ static enum sk_status try_borrow(struct sk_deputy *deputy, pid_t tid, struct sk_
 	uint64_t start = sk_now_ns();
 	enum sk_status status = sk_trace_seize(tid, err), returned;
 
-	if (status == SK_ERR_PERMISSION && sk_task_tracer(deputy->pid, tid))
+	if (status == SK_ERR_PERMISSION && sk_task_tracer(deputy->remote.pid, tid))
 		return sk_fail(err, SK_ERR_TRACED, 0, 0, "thread %d is traced by process %d already", (int)tid,
-		               (int)sk_task_tracer(deputy->pid, tid));
+		               (int)sk_task_tracer(deputy->remote.pid, tid));
 	if (status)
 		return status;
-	status = sk_borrow(deputy->pid, tid, &deputy->gadgets, deadline_in(deputy->timeout_ns), &borrowed, err);
+	status = sk_borrow(deputy->remote.pid, tid, &deputy->gadgets, deadline_in(deputy->timeout_ns), &borrowed, err);
 	if (status)
 		return status;
 	status = add_thread(deputy, &borrowed, err);
@@ -250,17 +175,17 @@ static enum sk_status borrow_and_add(struct sk_deputy *deputy, struct sk_error *
 	struct sk_task *tasks;
 	size_t count, i;
 	int tries = 0;
-	enum sk_status status = sk_tasks_list(deputy->pid, &tasks, &count, err);
+	enum sk_status status = sk_tasks_list(deputy->remote.pid, &tasks, &count, err);
 
 	if (status)
 		return status;
-	status = sk_fail(err, SK_ERR_UNSUPPORTED, 0, 0, "process %d has no thread to borrow", (int)deputy->pid);
-	for (i = 0; i < count && status && !deputy->tid && tries < BORROW_CANDIDATES; i++) {
+	status = sk_fail(err, SK_ERR_UNSUPPORTED, 0, 0, "process %d has no thread to borrow", (int)deputy->remote.pid);
+	for (i = 0; i < count && status && !deputy->remote.tid && tries < BORROW_CANDIDATES; i++) {
 		if (sk_task_is_worker(&tasks[i]) || sk_task_is_dead(&tasks[i]))
 			continue;
 		tries++;
 		status = try_borrow(deputy, tasks[i].tid, err);
-		if (status == SK_ERR_NO_PROCESS && tasks[i].tid != deputy->pid)
+		if (status == SK_ERR_NO_PROCESS && tasks[i].tid != deputy->remote.pid)
 			continue;
 		/* another thread may do where this one has no stack to spare; what refuses one refuses all */
 		if (status != SK_ERR_FAULT)
@@ -277,7 +202,7 @@ static enum sk_status furnish(struct sk_deputy *deputy, struct sk_error *err)
 	const uint64_t args[6] = {
 		place.hva, place.nbytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, (uint64_t)-1, 0,
 	};
-	enum sk_status status = sk_control_set_tid(deputy->pid, deputy->control_hva, deputy->tid, err);
+	enum sk_status status = sk_control_set_tid(deputy->remote.pid, deputy->control_hva, deputy->remote.tid, err);
 	int64_t result;
 	size_t i;
 
@@ -292,7 +217,7 @@ static enum sk_status furnish(struct sk_deputy *deputy, struct sk_error *err)
 	if (result < 0)
 		return refused(deputy, result, "mmap", err);
 	deputy->arena = (struct sk_area){ (uint64_t)result, place.nbytes };
-	status = sk_arena_write(deputy->pid, deputy->arena, deputy->control_hva, &deputy->gadgets, err);
+	status = sk_arena_write(deputy->remote.pid, deputy->arena, deputy->control_hva, &deputy->gadgets, err);
 	if (status)
 		return status;
 	deputy->chain_sp = sk_control_clean_sp(deputy->control_hva);
@@ -309,10 +234,10 @@ static enum sk_status await_new_thread(struct sk_deputy *deputy, struct sk_error
 	enum sk_stop stop = SK_STOP_SIGNAL;
 	int signal;
 	enum sk_status status =
-	    sk_trace_wait(deputy->tid, deadline_in(deputy->timeout_ns), &stop, &signal, err);
+	    sk_trace_wait(deputy->remote.tid, deadline_in(deputy->timeout_ns), &stop, &signal, err);
 
 	if (!status && stop != SK_STOP_EVENT)
-		status = lost(deputy, err);
+		status = sk_remote_lost(&deputy->remote, err);
 	return status;
 }
 
@@ -335,11 +260,12 @@ enum sk_status sk_deputy_open(pid_t pid, size_t scratch_nbytes, uint32_t timeout
 	deputy = calloc(1, sizeof *deputy);
 	if (!deputy)
 		return sk_fail_errno(err, ENOMEM, "room for a deputy");
-	deputy->pid = pid;
+	deputy->remote.pid = pid;
 	deputy->owner = gettid();
 	deputy->info.scratch_nbytes = scratch_nbytes;
 	deputy->timeout_ns = (uint64_t)timeout_ms * 1000000u;
 	status = sk_gadgets_find(pid, &deputy->gadgets, err);
+	deputy->remote.syscall_ret = deputy->gadgets.syscall_ret;
 	if (!status)
 		status = sk_areas_find(pid, &deputy->found, err);
 	if (!status)
@@ -353,8 +279,8 @@ enum sk_status sk_deputy_open(pid_t pid, size_t scratch_nbytes, uint32_t timeout
 		return status;
 	}
 	deputy->info.pid = pid;
-	deputy->info.tid = deputy->tid;
-	deputy->info.calls = 0;
+	deputy->info.tid = deputy->remote.tid;
+	deputy->remote.calls = 0;
 	deputy->info.attach_ns = sk_now_ns() - start;
 	*out = deputy;
 	return SK_OK;
@@ -365,6 +291,7 @@ enum sk_status sk_deputy_open(pid_t pid, size_t scratch_nbytes, uint32_t timeout
 void sk_deputy_info(const struct sk_deputy *deputy, struct sk_deputy_info *out)
 {
 	*out = deputy->info;
+	out->calls = deputy->remote.calls;
 }
 
 enum sk_status sk_deputy_start(struct sk_deputy *deputy, int fd, uint64_t request, uint64_t argument,
@@ -373,9 +300,7 @@ enum sk_status sk_deputy_start(struct sk_deputy *deputy, int fd, uint64_t reques
 	const uint64_t args[6] = { (uint64_t)fd, request, argument };
 	enum sk_status status = check_owner(deputy, err);
 
-	if (!status && !deputy->tid)
-		status = lost(deputy, err);
-	return status ? status : start_call(deputy, deputy->chain_sp, SYS_ioctl, args, err);
+	return status ? status : sk_remote_start(&deputy->remote, deputy->chain_sp, SYS_ioctl, args, err);
 }
 
 enum sk_status sk_deputy_wait(struct sk_deputy *deputy, uint32_t timeout_ms, int64_t *result,
@@ -383,19 +308,18 @@ enum sk_status sk_deputy_wait(struct sk_deputy *deputy, uint32_t timeout_ms, int
 {
 	enum sk_status status = check_owner(deputy, err);
 
-	if (!status && !deputy->tid)
-		status = lost(deputy, err);
-	return status ? status : wait_call(deputy, (uint64_t)timeout_ms * 1000000u, result, err);
+	return status ? status
+	              : sk_remote_wait(&deputy->remote, deadline_in((uint64_t)timeout_ms * 1000000u), result, err);
 }
 
 enum sk_status sk_deputy_hold(struct sk_deputy *deputy, const int32_t *tids, size_t ntids,
                               uint32_t timeout_ms, size_t *held, struct sk_error *err)
 {
 	struct sk_hold_request wanted = {
-		.pid = deputy->pid,
+		.pid = deputy->remote.pid,
 		.tids = tids,
 		.ntids = ntids,
-		.deputy_tid = deputy->tid,
+		.deputy_tid = deputy->remote.tid,
 		.peers = deputy->found.peers,
 		.npeers = deputy->found.npeers,
 		.deadline_ns = deadline_in((uint64_t)timeout_ms * 1000000u),
@@ -431,21 +355,21 @@ static void leave(struct sk_deputy *deputy)
 	struct sk_error ignored;
 	int signal = 0;
 
-	if (start_call(deputy, exit_sp, SYS_munmap, nothing, &ignored) ||
-	    finish_call(deputy, deadline, 1, &ignored))
+	if (sk_remote_start(&deputy->remote, exit_sp, SYS_munmap, nothing, &ignored) ||
+	    sk_remote_advance(&deputy->remote, deadline, 1, &ignored))
 		return;
-	if (deputy->gadgets.exit && !sk_trace_get_regs(deputy->tid, &regs, &ignored)) {
+	if (deputy->gadgets.exit && !sk_trace_get_regs(deputy->remote.tid, &regs, &ignored)) {
 		regs.rdi = deputy->control_hva;
 		regs.rsi = SK_CONTROL_NBYTES;
 		regs.rip = deputy->gadgets.exit;
-		sk_trace_set_regs(deputy->tid, &regs, &ignored);
+		sk_trace_set_regs(deputy->remote.tid, &regs, &ignored);
 	}
 	while (stop != SK_STOP_GONE) {
-		if (sk_trace_resume(deputy->tid, signal, &ignored) ||
-		    sk_trace_wait(deputy->tid, deadline, &stop, &signal, &ignored))
+		if (sk_trace_resume(deputy->remote.tid, signal, &ignored) ||
+		    sk_trace_wait(deputy->remote.tid, deadline, &stop, &signal, &ignored))
 			return;
 	}
-	deputy->tid = 0;
+	deputy->remote.tid = 0;
 }
 
 void sk_deputy_close(struct sk_deputy *deputy, uint32_t timeout_ms)
@@ -455,8 +379,8 @@ void sk_deputy_close(struct sk_deputy *deputy, uint32_t timeout_ms)
 	if (!deputy)
 		return;
 	sk_deputy_release(deputy);
-	if (deputy->tid && deputy->control_hva && deputy->owner == gettid() &&
-	    !finish_call(deputy, deadline_in((uint64_t)timeout_ms * 1000000u), 0, &ignored)) {
+	if (deputy->remote.tid && deputy->control_hva && deputy->owner == gettid() &&
+	    !sk_remote_advance(&deputy->remote, deadline_in((uint64_t)timeout_ms * 1000000u), 0, &ignored)) {
 		/* from here on calls return to the plain exit chain: the arena is unmapped once only */
 		deputy->chain_sp = sk_control_exit_sp(deputy->control_hva);
 		if (!deputy->arena.nbytes || !unmap(deputy, deputy->arena, &ignored))

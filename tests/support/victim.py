@@ -15,6 +15,7 @@ DEPUTY_SOURCES = (
     "sk_deputy.c",
     "sk_gadget.c",
     "sk_hold.c",
+    "sk_remote.c",
     "sk_status.c",
     "sk_tasks.c",
     "sk_xfer.c",
