@@ -40,7 +40,7 @@ _USERSPACE_REGION = struct.Struct("<IIQQQ")
 _ENC_REGION = struct.Struct("<QQ")
 _CPUID_HEADER = struct.Struct("<II")
 _CPUID_ENTRY = struct.Struct("<10I")
-_ENABLE_CAP = struct.Struct("<II4Q64s")
+_ENABLE_CAP = struct.Struct("<II4Q64x")
 _DEVICE_ATTR = struct.Struct("<IIQQ")
 
 KVM_API_VERSION: Final = 12
@@ -281,3 +281,27 @@ class DeviceAttr:
     def pack(self) -> bytes:
         """The kernel's struct."""
         return _DEVICE_ATTR.pack(self.flags, self.group, self.attr, self.addr)
+
+
+@dataclass(frozen=True)
+class EnableCap:
+    """``struct kvm_enable_cap``; what the arguments mean is the capability's affair."""
+
+    capability: int
+    flags: int = 0
+    arg0: int = 0
+    arg1: int = 0
+    arg2: int = 0
+    arg3: int = 0
+
+    NBYTES = _ENABLE_CAP.size
+
+    def pack(self) -> bytes:
+        """The kernel's struct (104 bytes)."""
+        arguments = self.arg0, self.arg1, self.arg2, self.arg3
+        return _ENABLE_CAP.pack(self.capability, self.flags, *arguments)
+
+    @classmethod
+    def unpack(cls, data: bytes | bytearray) -> EnableCap:
+        """From the kernel's struct."""
+        return cls(*_ENABLE_CAP.unpack(data))

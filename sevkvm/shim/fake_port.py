@@ -51,7 +51,7 @@ class FakePort:
         self.files: dict[int, File] = {}
         self.ioctls: list[tuple[int, int]] = []  # (fd, request) of every ioctl, in order
         self.memlock_nbytes: int | None = None  # RLIMIT_MEMLOCK; None is CAP_IPC_LOCK
-        self._kvm = MiniKvm(self.kernel, cbit_pos)
+        self._kvm = MiniKvm(self.kernel, cbit_pos, lambda _, fd: self.files.get(fd))
         self._sev = SevDevice(self.kernel)
         self._submitted: tuple[int, int] | None = None
 

@@ -7,18 +7,19 @@ commands by generation). Both doors call Kernel.vm_ioctl with a Caller of their 
 from __future__ import annotations
 
 import errno
-import struct
 import threading
 from collections.abc import Callable
 from typing import Final
 
 from sevkvm.abi import kvm as abi
+from sevkvm.abi.kvm import EnableCap
 from sevkvm.abi.sev import CMD_ERROR_OFFSET, CMD_NBYTES, KvmSevCmd, SevCmd
-from sevkvm.shim import dbg_crypt, guest_init, launch_ops, migration_ops, secret_ops
+from sevkvm.shim import dbg_crypt, guest_init, launch_ops, migration_ops, regions, secret_ops
 from sevkvm.shim.firmware import Firmware
 from sevkvm.shim.generation import Generation
 from sevkvm.shim.log import CommandLog, Record
-from sevkvm.shim.sev_op import Errno, SevOp, npages
+from sevkvm.shim.mirror import ALLOWED_ON_MIRRORS, copy_context, move_context
+from sevkvm.shim.sev_op import Errno, SevOp
 from sevkvm.shim.target import Caller, read_exactly
 from sevkvm.shim.vm import VM_TYPE_DEFAULT, Vm
 
@@ -28,7 +29,6 @@ SEV_REQUESTS: Final = (
     abi.KVM_MEMORY_ENCRYPT_UNREG_REGION,
 )
 _ROOM_NBYTES: Final = 1 << 20
-_REGION: Final = struct.Struct("<QQ")
 
 Handler = Callable[[SevOp], None]
 
@@ -53,6 +53,13 @@ _HANDLERS: Final[dict[int, Handler]] = {
     SevCmd.GUEST_STATUS: launch_ops.guest_status,
     SevCmd.DBG_DECRYPT: dbg_crypt.dbg_decrypt,
     SevCmd.DBG_ENCRYPT: dbg_crypt.dbg_encrypt,
+}
+
+
+# What KVM_ENABLE_CAP may be asked of here, by capability.
+CONTEXT_CAPABILITIES: Final[dict[int, tuple[str, Callable[[Vm, Vm], None]]]] = {
+    abi.KVM_CAP_VM_COPY_ENC_CONTEXT_FROM: ("COPY_ENC_CONTEXT_FROM", copy_context),
+    abi.KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM: ("MOVE_ENC_CONTEXT_FROM", move_context),
 }
 
 
@@ -91,60 +98,93 @@ class Kernel:
             return vm
 
     def destroy_vm(self, vm: Vm) -> None:
-        """The last descriptor is closed (sev_vm_destroy): the firmware forgets the guest."""
+        """The last descriptor is closed: as soon as no mirror is left, the firmware forgets the guest."""
         with self.mailbox:
-            self.vms.remove(vm)
-            if vm.handle:
-                self.firmware.deactivate(vm.handle)
-                self.firmware.decommission(vm.handle)
-            vm.dead = True
+            vm.dead = vm.closed = True
+            self._release(vm)
+
+    def _release(self, vm: Vm) -> None:
+        """sev_vm_destroy, once the last reference is gone."""
+        if vm.mirrors:
+            return
+        self.vms.remove(vm)
+        if vm.owner:
+            vm.owner.mirrors.remove(vm)
+            if vm.owner.closed:
+                self._release(vm.owner)
+        elif vm.handle:
+            self.firmware.deactivate(vm.handle)
+            self.firmware.decommission(vm.handle)
 
     def vm_ioctl(self, vm: Vm, caller: Caller, request: int, argument: int) -> int:
         """KVM_MEMORY_ENCRYPT_OP, _REG_REGION or _UNREG_REGION on a VM: 0, or -errno. Raises CallerGone."""
         if vm.mm != caller.mm or vm.dead:
             return -errno.EIO
         with self.mailbox:
-            try:
-                if request == abi.KVM_MEMORY_ENCRYPT_OP:
-                    self._mem_enc_op(vm, caller, argument)
-                else:
-                    self._region(vm, caller, argument, request == abi.KVM_MEMORY_ENCRYPT_REG_REGION)
-            except Errno as error:
-                return -error.errno
-        return 0
+            if request == abi.KVM_MEMORY_ENCRYPT_OP:
+                return self._mem_enc_op(vm, caller, argument)
+            register = request == abi.KVM_MEMORY_ENCRYPT_REG_REGION
+            op = self._op(vm, caller, "REG_REGION" if register else "UNREG_REGION", argument)
+            return self._logged(op, lambda: (regions.register if register else regions.unregister)(op))
 
-    def _mem_enc_op(self, vm: Vm, caller: Caller, argument: int) -> None:
+    def enable_cap(self, vm: Vm, caller: Caller, enable: EnableCap, vm_at: Callable[[int], Vm | None]) -> int:
+        """KVM_ENABLE_CAP for one of CONTEXT_CAPABILITIES; ``vm_at`` finds the VM behind a caller's descriptor."""
+        if vm.mm != caller.mm or vm.dead:
+            return -errno.EIO
+        name, take = CONTEXT_CAPABILITIES[enable.capability]
+        source_fd = enable.arg0 & 0xFFFFFFFF
+
+        def take_context() -> None:
+            if enable.flags:
+                raise Errno(errno.EINVAL)
+            source = vm_at(source_fd)
+            if source is None:
+                raise Errno(errno.EBADF)
+            op.record.args["source_vm"] = source.number
+            take(vm, source)
+
+        with self.mailbox:
+            op = self._op(vm, caller, name)
+            op.record.args["source_fd"] = source_fd
+            return self._logged(op, take_context)
+
+    def _op(self, vm: Vm, caller: Caller, name: str, data: int = 0, error: int = 0, sev_fd: int = 0) -> SevOp:
+        record = Record(name, caller.pid, vm.number)
+        room, generation = self._room, self.generation
+        return SevOp(vm, caller, self.firmware, data, error, sev_fd, record, self.vms, room, generation)
+
+    def _logged(self, op: SevOp, work: Callable[[], None]) -> int:
+        """0 or -errno, and a record of it."""
+        try:
+            work()
+        except Errno as error:
+            op.record.errno = error.errno
+        finally:
+            self.log.add(op.record)
+        return -op.record.errno
+
+    def _mem_enc_op(self, vm: Vm, caller: Caller, argument: int) -> int:
         """sev_mem_enc_ioctl."""
         if not argument:
-            return  # "is SEV on?"
+            return 0  # "is SEV on?"
         raw = read_exactly(caller.memory, argument, CMD_NBYTES)
         if raw is None:
-            raise Errno(errno.EFAULT)
+            return -errno.EFAULT
         cmd = KvmSevCmd.unpack(raw)
-        record = Record(command_name(cmd.id), caller.pid, vm.number)
-        op = SevOp(
-            vm,
-            caller,
-            self.firmware,
-            cmd.data,
-            cmd.error,
-            cmd.sev_fd,
-            record,
-            self.vms,
-            self._room,
-            self.generation,
-        )
-        try:
-            self._dispatch(op, cmd.id, argument, raw)
-        except Errno as error:
-            record.errno = error.errno
-            raise
-        finally:
-            record.status = op.error
-            self.log.add(record)
+        op = self._op(vm, caller, command_name(cmd.id), cmd.data, cmd.error, cmd.sev_fd)
+
+        def dispatch() -> None:
+            try:
+                self._dispatch(op, cmd.id, argument, raw)
+            finally:
+                op.record.status = op.error
+
+        return self._logged(op, dispatch)
 
     def _dispatch(self, op: SevOp, command: int, argument: int, raw: bytes) -> None:
-        # mirror VMs (EINVAL) and SNP VMs (EPERM) are refused before the id is looked at
+        # SNP VMs (EPERM) are refused before the id is looked at, too
+        if op.vm.owner and command not in ALLOWED_ON_MIRRORS:
+            raise Errno(errno.EINVAL)
         handler = _HANDLERS.get(command)
         if handler is None:
             raise Errno(errno.EINVAL)
@@ -158,31 +198,3 @@ class Kernel:
         op.copy_to_user(argument, raw[:CMD_ERROR_OFFSET] + op.error.to_bytes(4, "little") + raw[end:])
         if failure:
             raise failure
-
-    def _region(self, vm: Vm, caller: Caller, argument: int, register: bool) -> None:
-        """sev_mem_enc_register_region and _unregister_region."""
-        raw = read_exactly(caller.memory, argument, _REGION.size)
-        if raw is None:
-            raise Errno(errno.EFAULT)
-        hva, nbytes = _REGION.unpack(raw)
-        name = "REG_REGION" if register else "UNREG_REGION"
-        record = Record(name, caller.pid, vm.number, {"hva": hva, "nbytes": nbytes})
-        op = SevOp(vm, caller, self.firmware, 0, 0, 0, record, self.vms, self._room)
-        try:
-            op.require_sev()
-            if register:
-                op.pin(hva, nbytes, write=True)
-                vm.regions.append((hva, nbytes))
-                vm.pages_locked += npages(hva, nbytes)
-                caller.memory.keep(hva, nbytes)
-            elif (hva, nbytes) in vm.regions:
-                vm.regions.remove((hva, nbytes))
-                vm.pages_locked -= npages(hva, nbytes)
-                caller.memory.release(hva, nbytes)
-            else:
-                raise Errno(errno.EINVAL)
-        except Errno as error:
-            record.errno = error.errno
-            raise
-        finally:
-            self.log.add(record)

@@ -65,12 +65,12 @@ def launch_update_vmsa(op: SevOp) -> None:
     page of zeros for each vCPU.
     """
     op.require_sev(es=True)
-    for _ in range(op.vm.created_vcpus):
+    for vcpu in op.vm.vcpus:
         guest = op.issue(
             lambda: op.firmware.launch_update("LAUNCH_UPDATE_VMSA", op.vm.handle, 0, _VMSA_NBYTES)
         )
         guest.seal(0, bytearray(_VMSA_NBYTES))
-        op.vm.protected = True
+        vcpu.protected = True
 
 
 def launch_measure(op: SevOp) -> None:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import errno
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 from sevkvm.abi import kvm as abi
 from sevkvm.shim import capabilities
 from sevkvm.shim.cpuid import supported_cpuid
-from sevkvm.shim.kernel import SEV_REQUESTS, Kernel
+from sevkvm.shim.kernel import CONTEXT_CAPABILITIES, SEV_REQUESTS, Kernel
 from sevkvm.shim.sev_op import Errno
 from sevkvm.shim.target import Caller, TargetMemory
 from sevkvm.shim.vcpu_state import get, get_cpuid, put, put_cpuid, reset_regs, reset_sregs, sealed_sregs
-from sevkvm.shim.vm import Vm
+from sevkvm.shim.vm import Vcpu, Vm
 
 VCPU_MMAP_NBYTES: Final = 3 * 4096  # kvm_run, port I/O data, coalesced MMIO ring
 _MAX_VCPUS: Final = 64
@@ -47,6 +48,7 @@ class VcpuFile:
 
     vm: Vm
     index: int
+    state: Vcpu
     regs: abi.Regs = field(default_factory=reset_regs)
     sregs: abi.Sregs = field(default_factory=reset_sregs)
     cpuid: list[abi.CpuidEntry] = field(default_factory=list)
@@ -62,14 +64,19 @@ class VmFile:
 
 
 KvmFile = SystemFile | VmFile | VcpuFile
+FileAt = Callable[[Caller, int], object]
 Answer = int | VmFile | VcpuFile  # a file: the door gives the caller a descriptor for it
 
 
 class MiniKvm:
-    """Answers ioctls on the files above; ``cbit_pos`` is what CPUID tells of the C-bit."""
+    """Answers ioctls on the files above; ``cbit_pos`` is what CPUID tells of the C-bit.
 
-    def __init__(self, kernel: Kernel, cbit_pos: int) -> None:
+    ``file_at`` finds what is behind a descriptor of the caller's.
+    """
+
+    def __init__(self, kernel: Kernel, cbit_pos: int, file_at: FileAt) -> None:
         self.kernel = kernel
+        self.file_at = file_at
         self.cbit_pos = cbit_pos
 
     def ioctl(self, file: KvmFile, caller: Caller, request: int, argument: int) -> Answer:
@@ -120,12 +127,24 @@ class MiniKvm:
                 return self._check_extension(argument)
             case abi.KVM_CREATE_VCPU:
                 return _create_vcpu(file, argument)
+            case abi.KVM_ENABLE_CAP:
+                return self._enable_cap(file.vm, caller, argument)
             case abi.KVM_CREATE_IRQCHIP:
                 return 0  # nothing runs, so nothing is ever delivered
             case abi.KVM_SET_USER_MEMORY_REGION:
                 _set_region(file, get(caller.memory, argument, _REGION.size))
                 return 0
         raise Errno(errno.ENOTTY)
+
+    def _enable_cap(self, vm: Vm, caller: Caller, argument: int) -> int:
+        def vm_at(fd: int) -> Vm | None:
+            found = self.file_at(caller, fd)
+            return found.vm if isinstance(found, VmFile) else None
+
+        enable = abi.EnableCap.unpack(get(caller.memory, argument, abi.EnableCap.NBYTES))
+        if enable.capability not in CONTEXT_CAPABILITIES:
+            raise Errno(errno.EINVAL)
+        return self.kernel.enable_cap(vm, caller, enable, vm_at)
 
     def _vcpu(self, file: VcpuFile, caller: Caller, request: int, argument: int) -> Answer:
         if file.vm.mm != caller.mm or file.vm.dead:
@@ -137,7 +156,7 @@ class MiniKvm:
             case abi.KVM_SET_REGS:
                 file.regs = abi.Regs.unpack(get(memory, argument, abi.Regs.NBYTES))
             case abi.KVM_GET_SREGS:
-                sregs = sealed_sregs(file.sregs) if file.vm.protected else file.sregs
+                sregs = sealed_sregs(file.sregs) if file.state.protected else file.sregs
                 put(memory, argument, sregs.pack())
             case abi.KVM_SET_SREGS:
                 file.sregs = abi.Sregs.unpack(get(memory, argument, abi.Sregs.NBYTES))
@@ -164,8 +183,7 @@ def _create_vcpu(file: VmFile, index: int) -> VcpuFile:
         raise Errno(errno.EINVAL)
     if index in file.vcpus:
         raise Errno(errno.EEXIST)
-    file.vcpus[index] = VcpuFile(file.vm, index)
-    file.vm.created_vcpus += 1
+    file.vcpus[index] = VcpuFile(file.vm, index, file.vm.new_vcpu())
     return file.vcpus[index]
 
 

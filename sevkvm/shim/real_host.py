@@ -10,12 +10,13 @@ from sevkvm import native
 from sevkvm.abi import kvm as abi
 from sevkvm.shim import proc_fds
 from sevkvm.shim.cpuid import with_sev
-from sevkvm.shim.kernel import SEV_REQUESTS, Kernel
+from sevkvm.shim.kernel import CONTEXT_CAPABILITIES, SEV_REQUESTS, Kernel
 from sevkvm.shim.parking import Parking
 from sevkvm.shim.real_kvm import RealVms
 from sevkvm.shim.replay import Replay
 from sevkvm.shim.supervised import SupervisedCaller
 from sevkvm.shim.target import read_exactly
+from sevkvm.shim.vm import Vm
 
 KVM_PATH: Final = "/dev/kvm"
 _CPUID_MAX_ENTRIES: Final = 256
@@ -29,6 +30,7 @@ class RealHost:
         *SEV_REQUESTS,
         abi.KVM_CREATE_VM,
         abi.KVM_CREATE_VCPU,
+        abi.KVM_ENABLE_CAP,
         abi.KVM_RUN,
         abi.KVM_GET_SUPPORTED_CPUID,
     )
@@ -47,6 +49,8 @@ class RealHost:
         fd, request, argument = call.args[:3]
         if request in SEV_REQUESTS:
             self._sev(caller, fd, request, argument)
+        elif request == abi.KVM_ENABLE_CAP:
+            self._enable_cap(caller, fd, argument)
         elif request == abi.KVM_RUN:
             self._run(caller, fd)
         elif request == abi.KVM_GET_SUPPORTED_CPUID:
@@ -66,11 +70,27 @@ class RealHost:
         kernel_vm = vm.vm
         self._replay.answer(caller.call, lambda: self._kernel.vm_ioctl(kernel_vm, caller, request, argument))
 
+    def _enable_cap(self, caller: SupervisedCaller, fd: int, argument: int) -> None:
+        raw = read_exactly(caller.memory, argument, abi.EnableCap.NBYTES)
+        enable = None if raw is None else abi.EnableCap.unpack(raw)
+        vm = None
+        if enable is not None and enable.capability in CONTEXT_CAPABILITIES:
+            vm = self._vms.vm_at(caller.tid, fd)
+        if vm is None or enable is None:
+            caller.call.proceed()
+            return
+
+        def vm_at(source_fd: int) -> Vm | None:
+            source = self._vms.vm_at(caller.tid, source_fd)
+            return None if source is None else source.vm
+
+        caller.call.answer(self._kernel.enable_cap(vm.vm, caller, enable, vm_at))
+
     def _run(self, caller: SupervisedCaller, fd: int) -> None:
         vcpu = self._vms.vcpu_at(caller.tid, fd)
-        if vcpu is None or not vcpu.vm.vm.active:
+        if vcpu is None or not (vcpu.vm.vm.active or vcpu.vm.vm.dead):
             caller.call.proceed()
-        elif vcpu.vm.space is not caller.mm:
+        elif vcpu.vm.space is not caller.mm or vcpu.vm.vm.dead:
             caller.call.answer(-errno.EIO)
         elif self.parking.holds(vcpu):
             self.parking.wait_for(vcpu, caller.call)

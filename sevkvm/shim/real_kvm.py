@@ -16,7 +16,7 @@ from sevkvm.shim.address_space import AddressSpace
 from sevkvm.shim.kept_file import KeptFile
 from sevkvm.shim.kernel import Kernel
 from sevkvm.shim.notify import SharedPage, copy_fd
-from sevkvm.shim.vm import Vm
+from sevkvm.shim.vm import Vcpu, Vm
 
 _VM_LINK: Final = "anon_inode:kvm-vm"
 _VCPU_LINK: Final = "anon_inode:kvm-vcpu:"
@@ -28,6 +28,7 @@ class RealVcpu:
     """A vCPU of a real VM."""
 
     vm: RealVm
+    state: Vcpu
     file: KeptFile
     run: SharedPage | None
 
@@ -149,8 +150,8 @@ class RealVms:
                 self._vms.append(RealVm(vm, created.space, KeptFile(copy)))
             else:
                 run = _map_run(copy)
-                created.vm.vcpus.append(RealVcpu(created.vm, KeptFile(copy), run))
-                created.vm.vm.created_vcpus += 1
+                state = created.vm.vm.new_vcpu()
+                created.vm.vcpus.append(RealVcpu(created.vm, state, KeptFile(copy), run))
             return True
         return False
 

@@ -15,6 +15,8 @@ from sevkvm.shim.cpuid import DEFAULT_CBIT_POS
 from sevkvm.shim.kernel import Kernel
 from sevkvm.shim.mini_kvm import VCPU_MMAP_NBYTES, KvmFile, MiniKvm, SystemFile, VcpuFile, VmFile
 from sevkvm.shim.notify import SharedPage
+from sevkvm.shim.supervised import SupervisedCaller
+from sevkvm.shim.target import Caller
 
 KVM_PATH: Final = "/dev/kvm"
 _KEPT_FLAGS: Final = os.O_ACCMODE
@@ -34,10 +36,15 @@ class StandIn:
     """The files of one host that has no KVM of its own."""
 
     def __init__(self, kernel: Kernel, cbit_pos: int = DEFAULT_CBIT_POS) -> None:
-        self.kvm = MiniKvm(kernel, cbit_pos)
+        self.kvm = MiniKvm(kernel, cbit_pos, self._file_at)
         self._kernel = kernel
         self._files: dict[tuple[int, int], StandInFile] = {}
         self._system = self.add(SystemFile())
+
+    def _file_at(self, caller: Caller, fd: int) -> object:
+        assert isinstance(caller, SupervisedCaller)
+        made = self.at(caller.tid, fd)
+        return None if made is None else made.file
 
     def add(self, file: KvmFile) -> StandInFile:
         """A descriptor of ours for a new file."""
@@ -79,7 +86,7 @@ class StandIn:
                 for each in self._files.values():
                     if isinstance(each.file, VmFile) and each.file.vcpus.get(vcpu.index) is vcpu:
                         del each.file.vcpus[vcpu.index]
-                        vcpu.vm.created_vcpus -= 1
+                        vcpu.vm.vcpus.remove(vcpu.state)
                 _close(made)
 
     def link_of(self, identity: tuple[int, int]) -> str | None:

@@ -13,28 +13,55 @@ VM_TYPE_SEV_ES: Final = abi.KVM_X86_SEV_ES_VM
 
 
 @dataclass(eq=False)
+class Vcpu:
+    """``struct kvm_vcpu``: what SEV-ES wants to know of it.
+
+    ``protected``: LAUNCH_UPDATE_VMSA has sealed its registers (guest_state_protected); ``entered``: KVM_RUN was
+    called since; ``guest_debug``: KVM_SET_GUEST_DEBUG has enabled something.
+    """
+
+    guest_debug: bool = False
+    protected: bool = False
+    entered: bool = False
+
+
+@dataclass(eq=False)
 class Vm:
     """``mm`` is the address space that created it; ``sev_fd`` is 0 until LAUNCH_START records one.
 
-    ``pages_locked`` counts what registered regions pin (RLIMIT_MEMLOCK);
-    ``protected``: LAUNCH_UPDATE_VMSA has sealed the registers (guest_state_protected).
+    ``pages_locked`` counts what registered regions pin (RLIMIT_MEMLOCK). ``owner`` is the VM that this one mirrors,
+    ``mirrors`` those that mirror this one; ``closed``: nobody has a descriptor, only mirrors keep it.
     """
 
     number: int
     mm: object
     vm_type: int = VM_TYPE_DEFAULT
-    created_vcpus: int = 0
     dead: bool = False
+    closed: bool = False
     active: bool = False
     es: bool = False
     asid: int = 0
     handle: int = 0
     sev_fd: int = 0
-    protected: bool = False
     pages_locked: int = 0
     vmsa_features: int = 0
     ghcb_version: int = 0
     regions: list[tuple[int, int]] = field(default_factory=list)
+    vcpus: list[Vcpu] = field(default_factory=list)
+    vcpus_in_creation: int = 0
+    owner: Vm | None = None
+    mirrors: list[Vm] = field(default_factory=list)
+
+    @property
+    def created_vcpus(self) -> int:
+        """vCPUs that are there or about to be."""
+        return len(self.vcpus) + self.vcpus_in_creation
+
+    def new_vcpu(self) -> Vcpu:
+        """KVM_CREATE_VCPU."""
+        vcpu = Vcpu()
+        self.vcpus.append(vcpu)
+        return vcpu
 
     @property
     def needs_init(self) -> bool:

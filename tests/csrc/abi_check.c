@@ -211,6 +211,10 @@ static void vm_structs(void)
 	FIELD(kvm_device_attr, group);
 	FIELD(kvm_device_attr, attr);
 	FIELD(kvm_device_attr, addr);
+	SIZE(kvm_enable_cap);
+	FIELD(kvm_enable_cap, cap);
+	FIELD(kvm_enable_cap, flags);
+	FIELD(kvm_enable_cap, args);
 	SIZE(kvm_sev_launch_start);
 	FIELD(kvm_sev_launch_start, handle);
 	FIELD(kvm_sev_launch_start, policy);

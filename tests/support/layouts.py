@@ -164,6 +164,14 @@ LAYOUTS = (
         dataclass=kvm.DeviceAttr,
     ),
     Layout(
+        "kvm_enable_cap",
+        104,
+        _of(kvm.EnableCap, 104),
+        {"cap": 0, "flags": 4, "args": 8},
+        ours={"cap": "capability", "args": "arg0"},
+        dataclass=kvm.EnableCap,
+    ),
+    Layout(
         "kvm_sev_launch_start",
         40,
         _of(sev.LaunchStart, 40),
