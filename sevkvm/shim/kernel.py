@@ -13,8 +13,9 @@ from typing import Final
 
 from sevkvm.abi import kvm as abi
 from sevkvm.abi.kvm import EnableCap
-from sevkvm.abi.sev import CMD_ERROR_OFFSET, CMD_NBYTES, KvmSevCmd, SevCmd
-from sevkvm.shim import dbg_crypt, guest_init, launch_ops, migration_ops, regions, secret_ops
+from sevkvm.abi.sev import CMD_ERROR_OFFSET, CMD_NBYTES, KvmSevCmd
+from sevkvm.shim import regions
+from sevkvm.shim.commands import HANDLERS, command_name
 from sevkvm.shim.firmware import Firmware
 from sevkvm.shim.generation import Generation
 from sevkvm.shim.log import CommandLog, Record
@@ -30,45 +31,11 @@ SEV_REQUESTS: Final = (
 )
 _ROOM_NBYTES: Final = 1 << 20
 
-Handler = Callable[[SevOp], None]
-
-_HANDLERS: Final[dict[int, Handler]] = {
-    SevCmd.INIT: guest_init.init,
-    SevCmd.ES_INIT: guest_init.es_init,
-    SevCmd.INIT2: guest_init.init2,
-    SevCmd.LAUNCH_START: launch_ops.launch_start,
-    SevCmd.LAUNCH_UPDATE_DATA: launch_ops.launch_update_data,
-    SevCmd.LAUNCH_UPDATE_VMSA: launch_ops.launch_update_vmsa,
-    SevCmd.LAUNCH_MEASURE: launch_ops.launch_measure,
-    SevCmd.LAUNCH_FINISH: launch_ops.launch_finish,
-    SevCmd.LAUNCH_SECRET: secret_ops.launch_secret,
-    SevCmd.GET_ATTESTATION_REPORT: secret_ops.get_attestation_report,
-    SevCmd.SEND_START: migration_ops.send_start,
-    SevCmd.SEND_UPDATE_DATA: migration_ops.send_update_data,
-    SevCmd.SEND_FINISH: migration_ops.send_finish,
-    SevCmd.SEND_CANCEL: migration_ops.send_cancel,
-    SevCmd.RECEIVE_START: migration_ops.receive_start,
-    SevCmd.RECEIVE_UPDATE_DATA: migration_ops.receive_update_data,
-    SevCmd.RECEIVE_FINISH: migration_ops.receive_finish,
-    SevCmd.GUEST_STATUS: launch_ops.guest_status,
-    SevCmd.DBG_DECRYPT: dbg_crypt.dbg_decrypt,
-    SevCmd.DBG_ENCRYPT: dbg_crypt.dbg_encrypt,
-}
-
-
 # What KVM_ENABLE_CAP may be asked of here, by capability.
 CONTEXT_CAPABILITIES: Final[dict[int, tuple[str, Callable[[Vm, Vm], None]]]] = {
     abi.KVM_CAP_VM_COPY_ENC_CONTEXT_FROM: ("COPY_ENC_CONTEXT_FROM", copy_context),
     abi.KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM: ("MOVE_ENC_CONTEXT_FROM", move_context),
 }
-
-
-def command_name(command: int) -> str:
-    """``DBG_DECRYPT`` and the like, or the number of a command that nobody knows."""
-    try:
-        return SevCmd(command).name
-    except ValueError:
-        return f"command {command}"
 
 
 class Kernel:
@@ -185,7 +152,7 @@ class Kernel:
         # SNP VMs (EPERM) are refused before the id is looked at, too
         if op.vm.owner and command not in ALLOWED_ON_MIRRORS:
             raise Errno(errno.EINVAL)
-        handler = _HANDLERS.get(command)
+        handler = HANDLERS.get(command)
         if handler is None:
             raise Errno(errno.EINVAL)
         failure: Errno | None = None
