@@ -59,18 +59,18 @@ def aligned_run(op: SevOp, request: DbgRequest) -> int:
     """Whole blocks at equal page offsets, as far as both sides are contiguous; returns how many bytes."""
     source = op.pin_some(request.src, _run_nbytes(op, request), write=False)
     target = op.pin_some(request.dst, source.nbytes, write=True)
-    nbytes = target.nbytes
+    data = op.load_some(request.src, target.nbytes)
+    nbytes = len(data)
     count = npages(request.src, nbytes)
-    data = op.load(request.src, nbytes)
     if request.decrypt:
         key = key_for(op, True, source.spa, request.dst & PAGE_MASK, nbytes, count)
         key.decrypt_into(source.spa, data, data)
     else:
         key = key_for(op, False, 0, target.spa, nbytes, count)
         key.encrypt_into(target.spa, data, data)
-    op.store(request.dst, data)
-    op.record.pages += count
-    return nbytes
+    done = op.store_some(request.dst, data)
+    op.record.pages += npages(request.dst, done)
+    return done
 
 
 def _run_nbytes(op: SevOp, request: DbgRequest) -> int:

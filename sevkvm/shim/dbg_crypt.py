@@ -61,7 +61,7 @@ def _piece(op: SevOp, request: DbgRequest) -> int:
     elif request.decrypt:
         before, length = _blocks(src, nbytes)
         plain = _bounce(op, src - before, source.spa - before, length)
-        op.copy_to_user(dst, bytes(plain[before : before + nbytes]))
+        op.store(dst, plain[before : before + nbytes])
     elif request.direct(nbytes):
         _encrypt(op, op.load(src, nbytes), dst, target.spa)
     else:

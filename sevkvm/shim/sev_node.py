@@ -16,11 +16,15 @@ class SevNode:
 
     def __init__(self) -> None:
         self._fd = os.memfd_create("sev", os.MFD_CLOEXEC)
+        # what O_PATH opens: another file, which no command goes through (SECCOMP_IOCTL_NOTIF_ADDFD takes no O_PATH)
+        self._path_fd = os.memfd_create("sev", os.MFD_CLOEXEC)
         stat = os.fstat(self._fd)
         self.identity = stat.st_dev, stat.st_ino
 
     def open(self, flags: int) -> int:
         """A descriptor of ours, to be handed to a caller who opened the node with these flags."""
+        if flags & os.O_PATH:
+            return os.open(f"/proc/self/fd/{self._path_fd}", os.O_RDONLY | os.O_CLOEXEC)
         return os.open(f"/proc/self/fd/{self._fd}", flags & _KEPT_FLAGS | os.O_CLOEXEC)
 
     def is_open_at(self, tid: int, fd: int) -> bool:
@@ -42,3 +46,4 @@ class SevNode:
     def close(self) -> None:
         """The node is gone; descriptors that were handed out live on as dead files."""
         os.close(self._fd)
+        os.close(self._path_fd)

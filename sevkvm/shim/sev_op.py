@@ -74,6 +74,7 @@ class SevOp:
     kernel_vms: list[Vm]
     room: memoryview  # the kernel's own: load() uses it again and again
     generation: Generation = "new"
+    error_before: int = 0  # what ``error`` was before the latest firmware command
 
     def copy_from_user(self, hva: int, nbytes: int) -> bytes:
         """``nbytes`` of the caller's memory, or EFAULT."""
@@ -100,6 +101,7 @@ class SevOp:
 
     def reach_firmware(self, command: Callable[[], _Result]) -> _Result:
         """sev_do_cmd: a status becomes EIO and ``error``, which success sets to 0."""
+        self.error_before = self.error
         return reach_firmware(self, command)
 
     def issue(self, command: Callable[[], _Result], fd: int | None = None) -> _Result:
@@ -137,15 +139,28 @@ class SevOp:
 
         ENOMEM if they were not there after all (a hole in a file mapping, say).
         """
+        return self.load_some(hva, nbytes, nbytes)
+
+    def load_some(self, hva: int, nbytes: int, least: int = 1) -> memoryview:
+        """As load, but only as far as whole pages are there, if they are ``least`` bytes."""
         buffer = self.room[:nbytes]
-        if self.caller.memory.readinto(hva, buffer) < nbytes:
+        done = self.caller.memory.readinto(hva, buffer)
+        if done < least:
             raise Errno(errno.ENOMEM)
-        return buffer
+        return buffer[:done]
 
     def store(self, hva: int, data: bytes | bytearray | memoryview) -> None:
         """Into pinned pages; ENOMEM as for load."""
-        if self.caller.memory.write(hva, data) < len(data):
+        self.store_some(hva, data, len(data))
+
+    def store_some(self, hva: int, data: bytes | bytearray | memoryview, least: int = 1) -> int:
+        """As store, but only as far as whole pages are there, if they are ``least`` bytes; returns how many."""
+        done = self.caller.memory.write(hva, data)
+        if done < least:
+            # they would have been found missing when they were pinned, before the command was sent
+            self.error = self.error_before
             raise Errno(errno.ENOMEM)
+        return done
 
 
 def npages(hva: int, nbytes: int) -> int:
