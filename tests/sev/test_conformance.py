@@ -1,0 +1,102 @@
+"""The conformance suite (tests/csrc/sev_conformance.c): on the pretend host in all its forms, and on a real one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sevkvm.shim.generation import Generation
+from sevkvm.shim.supervisor import KvmMode, SevHost
+from tests.support import conformance
+from tests.support.conformance import Verdict
+from tests.support.sevhost import require_kvm_mode
+
+pytestmark = pytest.mark.sev
+
+# What no pretend host is asked to do.
+NOT_ON_A_PRETEND_HOST = {"order.snp"}
+
+Results = Callable[[KvmMode, Generation], dict[str, Verdict]]
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return conformance.build(tmp_path_factory.mktemp("conformance"))
+
+
+@pytest.fixture(scope="session")
+def results(program: Path) -> Results:
+    """One run for each form of the pretend host."""
+    known: dict[tuple[KvmMode, Generation], dict[str, Verdict]] = {}
+
+    def results(kvm: KvmMode, generation: Generation) -> dict[str, Verdict]:
+        require_kvm_mode(kvm)
+        if (kvm, generation) not in known:
+            with SevHost(kvm=kvm, generation=generation) as host:
+                # the harm that rows may do is confined to the pretend host
+                known[kvm, generation] = conformance.run(program, "--destructive", popen=host.popen)
+        return known[kvm, generation]
+
+    return results
+
+
+@pytest.mark.parametrize("row", conformance.rows("new"))
+@pytest.mark.parametrize("kvm", ["real", "standin"])
+def test_new(kvm: KvmMode, row: str, results: Results) -> None:
+    judge(results(kvm, "new")[row], row)
+
+
+@pytest.mark.parametrize("row", conformance.rows("old"))
+@pytest.mark.parametrize("kvm", ["real", "standin"])
+def test_old(kvm: KvmMode, row: str, results: Results) -> None:
+    judge(results(kvm, "old")[row], row)
+
+
+def judge(verdict: Verdict, row: str) -> None:
+    assert verdict.ok, verdict.told
+    if verdict.skipped is not None:
+        assert row in NOT_ON_A_PRETEND_HOST, verdict.skipped
+        pytest.skip(verdict.skipped)
+
+
+@pytest.mark.skipif(not os.access("/dev/sev", os.R_OK | os.W_OK), reason="no /dev/sev here that we may use")
+def test_hardware(program: Path) -> None:
+    verdicts = conformance.run(program)
+    failed = {name: verdict.told for name, verdict in verdicts.items() if not verdict.ok}
+    assert not failed
+
+
+@pytest.mark.parametrize("generation", ["new", "old"])
+def test_the_program_lists_the_rows_that_are_tested_here(program: Path, generation: str) -> None:
+    listed = subprocess.run(
+        [program, "--list", "--generation", generation],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    names = [line.split()[0] for line in listed.stdout.splitlines()]
+    assert sorted(names) == sorted(conformance.rows(generation))
+    assert len(set(names)) == len(names)
+
+
+def test_one_row_by_itself_and_an_unknown_one(program: Path) -> None:
+    require_kvm_mode("standin")
+    with SevHost(kvm="standin") as host:
+        verdicts = conformance.run(program, "--only", "order.null", popen=host.popen)
+    assert verdicts == {"order.null": Verdict(True, None, "")}
+    assert (
+        subprocess.run([program, "--only", "no.such"], stderr=subprocess.DEVNULL, timeout=30).returncode == 2
+    )
+
+
+def test_where_there_is_no_sev_it_gives_up_and_says_why(program: Path) -> None:
+    done = subprocess.run(
+        [program, "--sev", "/nowhere/sev"], stdout=subprocess.PIPE, text=True, check=False, timeout=30
+    )
+    assert done.returncode == 1
+    assert done.stdout.startswith("Bail out! ")
