@@ -126,6 +126,7 @@ def qemu_argv(
     memfd: bool = False,
     sev_policy: int | None = None,
     cbitpos: int = 0,
+    sev_options: str = "",
     sandbox: bool = False,
     stopped: bool = True,
     extra: Sequence[str] = (),
@@ -142,6 +143,7 @@ def qemu_argv(
         options.append("memory-backend=ram0")
     if sev_policy is not None:
         sev = f"sev-guest,id=sev0,cbitpos={cbitpos},reduced-phys-bits=1,policy=0x{sev_policy:x}"
+        sev += f",{sev_options}" if sev_options else ""
         argv += ["-object", sev]
         options.append("confidential-guest-support=sev0")
     argv += ["-machine", ",".join(options)]
