@@ -42,6 +42,8 @@ _WAIT_SECONDS: Final = 0.5
     sevkvm shim -- qemu-system-x86_64 -accel kvm -S \\
         -machine q35,confidential-guest-support=sev0 \\
         -object sev-guest,id=sev0,cbitpos=0,reduced-phys-bits=1,policy=0
+    # what does a tool do when the secure processor fails at its hundredth page?
+    sevkvm shim --fault dbg_decrypt:after=99:status=HWSEV_RET_PLATFORM -- ./run-my-tool
     # your own tests, with every SEV command on record
     sevkvm shim --log commands.jsonl -- make check
     """,
@@ -70,6 +72,21 @@ _WAIT_SECONDS: Final = 0.5
     help="Whose SEV debug commands: Linux 7.2's, or those of 5.x to 7.1 with all their silent corruptions.",
 )
 @click.option(
+    "--fault",
+    "faults",
+    multiple=True,
+    metavar="FAULT",
+    help="Let the hardware fail: COMMAND[:after=N][:count=M]:status=NAME, or :errno=NAME, or :delay=SECONDS; "
+    "psp-dead, psp-timeout or vm-dead[:after=N]. Repeatable.",
+)
+@click.option(
+    "--latency",
+    type=click.FloatRange(0, 1e6),
+    default=0.0,
+    metavar="US",
+    help="Microseconds that each firmware command takes; debug commands are one a page.",
+)
+@click.option(
     "--log", "log_path", type=click.Path(dir_okay=False), help="One JSON line for each SEV command."
 )
 @click.argument("cmd", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -79,6 +96,8 @@ def command(
     cbit_pos: int,
     kvm: Any,
     generation: Any,
+    faults: tuple[str, ...],
+    latency: float,
     log_path: str | None,
     cmd: tuple[str, ...],
 ) -> None:
@@ -92,11 +111,13 @@ def command(
     until it ends too. If the shim itself is killed, opening files fails with ENOSYS in every program under it.
     """
     try:
+        from sevkvm.shim.faults import Faults, parse_fault
         from sevkvm.shim.supervisor import SevHost
     except ModuleNotFoundError as error:
         raise errors.SevKvmError(
             f"the shim needs the Python module {error.name}", help="pip install 'sevkvm[shim]'"
         ) from error
+    failing = Faults([parse_fault(text) for text in faults], latency * 1e-6)
     waited = {*_FORWARDED, signal.SIGCHLD}
     with ExitStack() as undo:
         log = undo.enter_context(open(log_path, "w", encoding="utf-8")) if log_path else None
@@ -104,7 +125,14 @@ def command(
         before = signal.pthread_sigmask(signal.SIG_BLOCK, waited)
         undo.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
         host = undo.enter_context(
-            SevHost(kvm=kvm, cbit_pos=cbit_pos, log=log, generation=generation, blocked_signals=before)
+            SevHost(
+                kvm=kvm,
+                cbit_pos=cbit_pos,
+                log=log,
+                generation=generation,
+                faults=failing,
+                blocked_signals=before,
+            )
         )
         try:
             process = host.popen(cmd)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from sevkvm.abi.sev import BLOCK_NBYTES, DBG_NBYTES, unpack_dbg
-from sevkvm.abi.x86 import PAGE_MASK
+from sevkvm.abi.x86 import PAGE_MASK, PAGE_NBYTES
 from sevkvm.shim.cipher import GuestCipher
 from sevkvm.shim.sev_op import Errno, SevOp, npages
 
@@ -75,6 +75,8 @@ def aligned_run(op: SevOp, request: DbgRequest) -> int:
 
 def _run_nbytes(op: SevOp, request: DbgRequest) -> int:
     """How far direct pieces follow each other: to the end if that is one too, else to a page border."""
+    if op.firmware.faults.watching:
+        return min(request.nbytes, PAGE_NBYTES - (request.src & PAGE_MASK))
     if request.nbytes <= len(op.room) and not request.nbytes & BLOCK_MASK:
         return request.nbytes
     nbytes = min(request.nbytes, len(op.room))

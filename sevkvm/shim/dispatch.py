@@ -15,6 +15,7 @@ from sevkvm.shim.address_space import AddressSpaces
 from sevkvm.shim.kernel import Kernel
 from sevkvm.shim.notify import Notification
 from sevkvm.shim.parking import Parking
+from sevkvm.shim.replay import Replay
 from sevkvm.shim.sev_node import PATH as SEV_PATH
 from sevkvm.shim.sev_node import SevNode
 from sevkvm.shim.sev_op import KernelCorrupted
@@ -63,6 +64,7 @@ class Dispatcher:
         self.requests = (SEV_ISSUE_CMD, *kvm.requests)
         self._node = SevNode()
         self._device = SevDevice(kernel)
+        self._replay = Replay(kernel)
         self._spaces = AddressSpaces()
 
     def handle(self, call: Notification) -> None:
@@ -115,7 +117,11 @@ class Dispatcher:
             return
         self.kvm.forget_dead()  # PLATFORM_STATUS counts guests
         writable = self._node.is_writable_at(caller.tid, fd)
-        call.answer(self._device.ioctl(caller, SEV_ISSUE_CMD, call.args[2], writable=writable))
+        self._replay.answer(
+            call.tid,
+            call,
+            lambda: self._device.ioctl(caller, SEV_ISSUE_CMD, call.args[2], writable=writable),
+        )
 
     def _open(self, caller: SupervisedCaller) -> None:
         call = caller.call

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import time
 from dataclasses import dataclass
 from typing import Final
 
@@ -54,6 +55,7 @@ class FakePort:
         self._kvm = MiniKvm(self.kernel, cbit_pos, lambda _, fd: self.files.get(fd))
         self._sev = SevDevice(self.kernel)
         self._submitted: tuple[int, int] | None = None
+        self._busy_until = 0.0
 
     # what the kernel model asks of a caller
     def is_sev_device(self, fd: int) -> bool:
@@ -75,11 +77,13 @@ class FakePort:
         assert self._submitted is None, "one request at a time"
         self.ioctls.append((fd, request))
         self._submitted = (request, self._ioctl(fd, request, argument))
+        self._busy_until = time.monotonic() + self.kernel.firmware.faults.take_seconds()
 
     def complete(self) -> int:
         """What came of the submitted request: as ``ioctl``."""
         assert self._submitted is not None
         (request, result), self._submitted = self._submitted, None
+        time.sleep(max(0.0, self._busy_until - time.monotonic()))
         if result < 0:
             raise errors.IoctlError(abi.request_name(request), -result)
         return result

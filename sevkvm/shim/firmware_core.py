@@ -11,6 +11,7 @@ from typing import Final
 
 from sevkvm.abi.sev import FwStatus, GuestState, PlatformState
 from sevkvm.shim.cipher import HostTweak
+from sevkvm.shim.faults import Faults
 from sevkvm.shim.firmware_failure import FirmwareFailure, require
 from sevkvm.shim.guest_context import GuestContext
 from sevkvm.shim.platform_keys import PlatformKeys
@@ -31,6 +32,7 @@ class FirmwareCore:
         self.keys = PlatformKeys(API_VERSION) if keys is None else keys
         self.guests: dict[int, GuestContext] = {}
         self.counts: Counter[str] = Counter()
+        self.faults = Faults()
         self.initialised = True  # the driver initialises the platform when it loads
         self.es_enabled = True  # what the driver asks for in INIT
 
@@ -42,7 +44,12 @@ class FirmwareCore:
         return PlatformState.WORKING if self.guests else PlatformState.INIT
 
     def _issue(self, command: str, count: int = 1) -> None:
-        # the one place where every command passes: delays and injected failures belong here
+        # the one place where every command passes
+        try:
+            self.faults.command(command, count)
+        except FirmwareFailure:
+            self.counts[command] += count
+            raise
         self.counts[command] += count
 
     def _require_state(self, *allowed: PlatformState) -> None:

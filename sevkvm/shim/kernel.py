@@ -16,11 +16,13 @@ from sevkvm.abi.kvm import EnableCap
 from sevkvm.abi.sev import CMD_ERROR_OFFSET, CMD_NBYTES, KvmSevCmd
 from sevkvm.shim import regions
 from sevkvm.shim.commands import HANDLERS, command_name
+from sevkvm.shim.faults import Faults
 from sevkvm.shim.firmware import Firmware
 from sevkvm.shim.generation import Generation
 from sevkvm.shim.log import CommandLog, Record
 from sevkvm.shim.mirror import ALLOWED_ON_MIRRORS, copy_context, move_context
-from sevkvm.shim.sev_op import Errno, SevOp
+from sevkvm.shim.pace import Pace
+from sevkvm.shim.sev_op import Errno, SevOp, forget_guest
 from sevkvm.shim.target import Caller, read_exactly
 from sevkvm.shim.vm import VM_TYPE_DEFAULT, Vm
 
@@ -47,9 +49,13 @@ class Kernel:
         log: CommandLog | None = None,
         *,
         generation: Generation = "new",
+        faults: Faults | None = None,
     ) -> None:
         self.generation = generation
         self.firmware = Firmware() if firmware is None else firmware
+        if faults is not None:
+            self.firmware.faults = faults
+        self.pace = Pace()
         self.log = CommandLog() if log is None else log
         self.vms: list[Vm] = []
         self._created = 0
@@ -80,12 +86,16 @@ class Kernel:
             if vm.owner.closed:
                 self._release(vm.owner)
         elif vm.handle:
-            self.firmware.deactivate(vm.handle)
-            self.firmware.decommission(vm.handle)
+            forget_guest(self.firmware, vm.handle)
+
+    def refuses(self, vm: Vm, caller: Caller) -> bool:
+        """EIO to everything: the VM is another address space's, or dead."""
+        vm.dead = vm.dead or self.firmware.faults.vm_dead
+        return vm.mm != caller.mm or vm.dead
 
     def vm_ioctl(self, vm: Vm, caller: Caller, request: int, argument: int) -> int:
         """KVM_MEMORY_ENCRYPT_OP, _REG_REGION or _UNREG_REGION on a VM: 0, or -errno. Raises CallerGone."""
-        if vm.mm != caller.mm or vm.dead:
+        if self.refuses(vm, caller):
             return -errno.EIO
         with self.mailbox:
             if request == abi.KVM_MEMORY_ENCRYPT_OP:
@@ -96,7 +106,7 @@ class Kernel:
 
     def enable_cap(self, vm: Vm, caller: Caller, enable: EnableCap, vm_at: Callable[[int], Vm | None]) -> int:
         """KVM_ENABLE_CAP for one of CONTEXT_CAPABILITIES; ``vm_at`` finds the VM behind a caller's descriptor."""
-        if vm.mm != caller.mm or vm.dead:
+        if self.refuses(vm, caller):
             return -errno.EIO
         name, take = CONTEXT_CAPABILITIES[enable.capability]
         source_fd = enable.arg0 & 0xFFFFFFFF

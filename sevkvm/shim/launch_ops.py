@@ -6,7 +6,7 @@ import errno
 from typing import Final
 
 from sevkvm.abi.sev import GUEST_STATUS_NBYTES, LaunchStart, pack_uaddr_len, unpack_uaddr_len
-from sevkvm.shim.sev_op import BLOB_MAX_NBYTES, Errno, SevOp, lengths_told, npages
+from sevkvm.shim.sev_op import BLOB_MAX_NBYTES, Errno, SevOp, forget_guest, lengths_told, npages
 from sevkvm.shim.target import Backing
 
 _VMSA_NBYTES: Final = 4096
@@ -26,14 +26,13 @@ def launch_start(op: SevOp) -> None:
     try:
         op.reach_firmware(lambda: op.firmware.activate(handle, op.vm.asid))
     except Errno:
-        op.firmware.decommission(handle)
+        forget_guest(op.firmware, handle)
         raise
     op.record.args["handle"] = handle
     try:
         op.copy_to_user(op.data, handle.to_bytes(4, "little"))
     except Errno:
-        op.firmware.deactivate(handle)
-        op.firmware.decommission(handle)
+        forget_guest(op.firmware, handle)
         raise
     op.vm.handle, op.vm.sev_fd = handle, op.sev_fd
 

@@ -118,7 +118,7 @@ class MiniKvm:
         return capabilities.check_extension(self.kernel.firmware, capability, below)
 
     def _vm(self, file: VmFile, caller: Caller, request: int, argument: int) -> Answer:
-        if file.vm.mm != caller.mm or file.vm.dead:
+        if self.kernel.refuses(file.vm, caller):
             raise Errno(errno.EIO)
         if request in SEV_REQUESTS:
             return self.kernel.vm_ioctl(file.vm, caller, request, argument)
@@ -147,7 +147,7 @@ class MiniKvm:
         return self.kernel.enable_cap(vm, caller, enable, vm_at)
 
     def _vcpu(self, file: VcpuFile, caller: Caller, request: int, argument: int) -> Answer:
-        if file.vm.mm != caller.mm or file.vm.dead:
+        if self.kernel.refuses(file.vm, caller):
             raise Errno(errno.EIO)
         memory = caller.memory
         match request:

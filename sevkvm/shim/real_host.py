@@ -39,7 +39,7 @@ class RealHost:
         self._kernel = kernel
         self._cbit_pos = cbit_pos
         self._vms = RealVms(kernel)
-        self._replay = Replay()
+        self._replay = Replay(kernel)
         self.parking = Parking()
         self._kvm_fd = os.open(KVM_PATH, os.O_RDWR | os.O_CLOEXEC)
 
@@ -68,7 +68,9 @@ class RealHost:
             caller.call.proceed()
             return
         kernel_vm = vm.vm
-        self._replay.answer(caller.call, lambda: self._kernel.vm_ioctl(kernel_vm, caller, request, argument))
+        self._replay.answer(
+            kernel_vm, caller.call, lambda: self._kernel.vm_ioctl(kernel_vm, caller, request, argument)
+        )
 
     def _enable_cap(self, caller: SupervisedCaller, fd: int, argument: int) -> None:
         raw = read_exactly(caller.memory, argument, abi.EnableCap.NBYTES)

@@ -1,37 +1,70 @@
 """SEV commands cannot be interrupted in the kernel, but here a signal can take the caller away before its answer.
 
 The command has then been carried out, and the system call begins again by itself (or the program repeats it after
-EINTR). Whoever comes back with the very call that was not delivered gets its result instead of a second command.
+EINTR). Whoever comes back with the very call that was not delivered gets its result instead of a second command,
+when the hardware would have been ready.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Final
 
 from sevkvm import errors, native
 from sevkvm.abi import kvm as abi
 from sevkvm.abi.sev import CMD_NBYTES
+from sevkvm.shim.kernel import Kernel
 from sevkvm.shim.notify import Notification
 
 _KEPT: Final = 256
 
 
+@dataclass
+class _Carried:
+    """A command that was carried out; ``waits``: its answer is not due yet."""
+
+    call: Notification
+    fingerprint: object
+    result: int
+    waits: bool = True
+
+
 class Replay:
-    """Results that found nobody, by thread."""
+    """Results that found nobody yet, by thread."""
 
-    def __init__(self) -> None:
-        self._undelivered: dict[int, tuple[object, int]] = {}
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._carried: dict[int, _Carried] = {}
 
-    def answer(self, call: Notification, execute: Callable[[], int]) -> None:
-        """Carry a command out and answer with its result, or with the one that was not delivered."""
-        kept = self._undelivered.pop(call.tid, None)
-        repeated = kept is not None and kept[0] == _fingerprint(call)
-        result = kept[1] if kept is not None and repeated else execute()
-        if not call.answer(result):
-            self._undelivered[call.tid] = _fingerprint(call), result
-            for oldest in list(self._undelivered)[:-_KEPT]:
-                del self._undelivered[oldest]
+    def answer(self, queue: Hashable, call: Notification, execute: Callable[[], int]) -> None:
+        """Carry a command out and answer with its result, or with the one that was not delivered.
+
+        ``queue`` is whose other commands it waits behind: the VM's, say.
+        """
+        known = self._carried.pop(call.tid, None)
+        if known is not None and known.fingerprint == _fingerprint(call):
+            known.call = call
+            self._carried[call.tid] = known
+            if not known.waits:
+                self._deliver(known)
+            return
+        result = execute()
+        seconds = self._kernel.firmware.faults.take_seconds()
+        if not seconds and call.answer(result):
+            return
+        carried = self._carried[call.tid] = _Carried(call, _fingerprint(call), result)
+        self._kernel.pace.submit(queue, seconds, lambda: self._deliver(carried))
+
+    def _deliver(self, carried: _Carried) -> None:
+        carried.waits = False
+        tid = carried.call.tid
+        if self._carried.get(tid) is not carried:
+            return  # the thread has begun another call: it will never come back for this one
+        if carried.call.answer(carried.result):
+            del self._carried[tid]
+        for oldest in [each for each, other in self._carried.items() if not other.waits][:-_KEPT]:
+            del self._carried[oldest]
 
 
 def _fingerprint(call: Notification) -> object:

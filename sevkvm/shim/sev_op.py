@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from sevkvm.shim.firmware import Firmware
-from sevkvm.shim.firmware_failure import FirmwareFailure
+from sevkvm.shim.firmware_failure import DriverFailure, FirmwareFailure
 from sevkvm.shim.generation import Generation
 from sevkvm.shim.target import Backing, Caller, read_exactly
 
@@ -50,8 +51,19 @@ def reach_firmware(struct: HasError, command: Callable[[], _Result]) -> _Result:
     except FirmwareFailure as failure:
         struct.error = failure.status
         raise Errno(errno.EIO) from failure
+    except DriverFailure as failure:
+        if failure.error is not None:
+            struct.error = failure.error
+        raise Errno(failure.errno) from failure
     struct.error = 0
     return result
+
+
+def forget_guest(firmware: Firmware, handle: int) -> None:
+    """sev_unbind_asid: DEACTIVATE and DECOMMISSION, whose failure nobody hears of."""
+    for command in (firmware.deactivate, firmware.decommission):
+        with suppress(FirmwareFailure, DriverFailure):
+            command(handle)
 
 
 def lengths_told(refusal: Errno) -> tuple[int, ...]:

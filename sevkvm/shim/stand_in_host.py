@@ -22,7 +22,7 @@ class StandInHost:
 
     def __init__(self, kernel: Kernel, cbit_pos: int) -> None:
         self._files = StandIn(kernel, cbit_pos)
-        self._replay = Replay()
+        self._replay = Replay(kernel)
         self.parking = Parking()
 
     def ioctl(self, caller: SupervisedCaller) -> None:
@@ -54,7 +54,7 @@ class StandInHost:
                 assert isinstance(answer, int)
                 return answer
 
-            self._replay.answer(caller.call, execute)
+            self._replay.answer(made, caller.call, execute)
             return
         answer = self._files.kvm.ioctl(made.file, caller, request, argument)
         if isinstance(answer, int):

@@ -31,6 +31,7 @@ from sevkvm import errors
 from sevkvm.shim import real_host
 from sevkvm.shim.cpuid import DEFAULT_CBIT_POS
 from sevkvm.shim.dispatch import Dispatcher, HostKvm
+from sevkvm.shim.faults import Faults
 from sevkvm.shim.firmware import Firmware
 from sevkvm.shim.generation import Generation
 from sevkvm.shim.kernel import Kernel
@@ -49,7 +50,8 @@ _END_SECONDS: Final = 5.0
 class SevHost:
     """A pretend SEV host; a context manager. ``kvm``: the real one, the stand-in, or whichever can be had.
 
-    ``generation``: whose mistakes the SEV debug commands make, see generation.py.
+    ``generation``: whose mistakes the SEV debug commands make, see generation.py; ``faults``: what fails, and how long
+    it takes.
     """
 
     def __init__(
@@ -60,10 +62,11 @@ class SevHost:
         log: TextIO | None = None,
         firmware: Firmware | None = None,
         generation: Generation = "new",
+        faults: Faults | None = None,
         blocked_signals: Iterable[int] | None = None,
     ) -> None:
         self.log = CommandLog(log)
-        self.kernel = Kernel(firmware, self.log, generation=generation)
+        self.kernel = Kernel(firmware, self.log, generation=generation, faults=faults)
         self.standin = kvm == "standin" or (kvm == "auto" and not real_host.usable())
         if not self.standin and not real_host.usable():
             raise errors.PlatformUnsupported(
@@ -145,10 +148,14 @@ class SevHost:
         housekeeping = time.monotonic() + _IDLE_SECONDS
         while True:
             waiting = self._dispatcher.kvm.parking.has_waiting
-            for fd, events in self._epoll.poll(_TICK_SECONDS if waiting else _IDLE_SECONDS):
+            due = self.kernel.pace.next_seconds
+            patience = _TICK_SECONDS if waiting else _IDLE_SECONDS
+            for fd, events in self._epoll.poll(patience if due is None else min(due, patience)):
                 if fd == self._stop_reader:
                     return
                 self._guarded(functools.partial(self._receive, fd, events))
+            if due is not None:
+                self._guarded(self.kernel.pace.advance)
             if waiting:
                 self._guarded(self._dispatcher.tick)
             if time.monotonic() > housekeeping:
