@@ -7,9 +7,8 @@ Sources: Linux arch/x86/include/uapi/asm/kvm.h and include/uapi/linux/psp-sev.h 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 SEV_ISSUE_CMD: Final = 0xC0105300
 SEV_RET_NO_FW_CALL: Final = 0xFFFFFFFF
@@ -202,8 +201,7 @@ _POLICY_BITS: Final = (
 _POLICY_RESERVED: Final = 0xFFC0
 
 
-@dataclass(frozen=True)
-class Policy:
+class Policy(NamedTuple):
     """A SEV guest policy (SEV API, chapter 2); not the SNP layout."""
 
     value: int
@@ -250,10 +248,13 @@ CMD_NBYTES: Final = _CMD.size
 CMD_ERROR_OFFSET: Final = 16
 DBG_NBYTES: Final = _DBG.size
 GUEST_STATUS_NBYTES: Final = _GUEST_STATUS.size
+INIT_NBYTES: Final = _INIT.size
+LAUNCH_START_NBYTES: Final = _LAUNCH_START.size
+ISSUE_CMD_NBYTES: Final = _ISSUE_CMD.size
+PLATFORM_STATUS_NBYTES: Final = _PLATFORM_STATUS.size
 
 
-@dataclass(frozen=True)
-class KvmSevCmd:
+class KvmSevCmd(NamedTuple):
     """``struct kvm_sev_cmd``; ``error`` starts as SEV_RET_NO_FW_CALL so that a kernel refusal can be told apart."""
 
     id: int
@@ -282,8 +283,7 @@ def unpack_dbg(data: bytes | bytearray) -> tuple[int, int, int]:
     return src, dst, nbytes
 
 
-@dataclass(frozen=True)
-class GuestStatus:
+class GuestStatus(NamedTuple):
     """``struct kvm_sev_guest_status``."""
 
     handle: int
@@ -300,15 +300,12 @@ class GuestStatus:
         return _GUEST_STATUS.pack(self.handle, self.policy, self.state)
 
 
-@dataclass(frozen=True)
-class SevInit:
+class SevInit(NamedTuple):
     """``struct kvm_sev_init`` (v6.10) of KVM_SEV_INIT2; ``vmsa_features`` is SEV_FEATURES of the VMSA."""
 
     vmsa_features: int = 0
     flags: int = 0
     ghcb_version: int = 0
-
-    NBYTES = _INIT.size
 
     def pack(self) -> bytes:
         """The kernel's struct (48 bytes)."""
@@ -320,8 +317,7 @@ class SevInit:
         return cls(*_INIT.unpack(data))
 
 
-@dataclass(frozen=True)
-class LaunchStart:
+class LaunchStart(NamedTuple):
     """``struct kvm_sev_launch_start``; ``handle`` is filled in by the firmware."""
 
     handle: int = 0
@@ -330,8 +326,6 @@ class LaunchStart:
     dh_nbytes: int = 0
     session_uaddr: int = 0
     session_nbytes: int = 0
-
-    NBYTES = _LAUNCH_START.size
 
     def pack(self) -> bytes:
         """The kernel's struct (40 bytes)."""
@@ -356,15 +350,12 @@ def unpack_uaddr_len(data: bytes | bytearray) -> tuple[int, int]:
     return uaddr, nbytes
 
 
-@dataclass(frozen=True)
-class SevIssueCmd:
+class SevIssueCmd(NamedTuple):
     """``struct sev_issue_cmd`` (packed, 16 bytes)."""
 
     cmd: int
     data: int = 0
     error: int = SEV_RET_NO_FW_CALL
-
-    NBYTES = _ISSUE_CMD.size
 
     def pack(self) -> bytes:
         """The kernel's struct."""
@@ -376,8 +367,7 @@ class SevIssueCmd:
         return cls(*_ISSUE_CMD.unpack(data))
 
 
-@dataclass(frozen=True)
-class PlatformStatus:
+class PlatformStatus(NamedTuple):
     """``struct sev_user_data_status`` (packed, 12 bytes)."""
 
     api_major: int
@@ -386,8 +376,6 @@ class PlatformStatus:
     flags: int
     build: int
     guest_count: int
-
-    NBYTES = _PLATFORM_STATUS.size
 
     def pack(self) -> bytes:
         """The kernel's struct."""

@@ -36,12 +36,14 @@ def open_guest(
     vm_info = discovery.resolve(options.pid, options.vm_fd)
     with ExitStack() as stack:
         facts = ask_monitor(vm_info.pid, options, warn)
-        slots = slot_map(vm_info.pid, options, facts, warn, required=need_debug)
+        told = slot_map(vm_info.pid, options, facts, warn, required=True) if options.slots else None
         port, holder = enter(stack, vm_info.pid, facts.vcpu_tids, options.timeout)
         vm = VmFd(port, vm_info.vm_fd)
         info = ask_kernel(vm)
         if need_debug:
             require_debug(info)
+        # a wrong --slot is refused before anything is touched, unknown slots only once the policy allows a look
+        slots = told or slot_map(vm_info.pid, options, facts, warn, required=need_debug)
         vcpus = [] if vm_info.vcpus_ambiguous else _vcpu_fds(port, vm_info)
         if info.encrypted:
             info = with_cbit(info, options, facts, vcpus, holder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -125,7 +124,7 @@ def _root(state: VcpuState, info: SevInfo) -> int | None:
 def _as_json(state: VcpuState, info: SevInfo) -> dict[str, Any]:
     sregs = state.sregs
     answer: dict[str, Any] = {"index": state.index}
-    answer |= {name: hexadecimal(value) for name, value in asdict(state.regs).items()}
+    answer |= {name: hexadecimal(value) for name, value in state.regs._asdict().items()}
     for name in _SEGMENTS:
         segment: Segment = getattr(sregs, name)
         answer[name] = {

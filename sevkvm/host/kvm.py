@@ -34,11 +34,11 @@ class VcpuFd:
 
     def get_regs(self) -> abi.Regs:
         """KVM_GET_REGS. On a SEV-ES guest: EINVAL, or leftovers (check the policy, not the errno)."""
-        return abi.Regs.unpack(self._get(abi.KVM_GET_REGS, abi.Regs.NBYTES))
+        return abi.Regs.unpack(self._get(abi.KVM_GET_REGS, abi.REGS_NBYTES))
 
     def get_sregs(self) -> abi.Sregs:
         """KVM_GET_SREGS; ``cr3`` still has the C-bit and the PCID. On SEV-ES as for get_regs."""
-        return abi.Sregs.unpack(self._get(abi.KVM_GET_SREGS, abi.Sregs.NBYTES))
+        return abi.Sregs.unpack(self._get(abi.KVM_GET_SREGS, abi.SREGS_NBYTES))
 
     def set_regs(self, regs: abi.Regs) -> None:
         """KVM_SET_REGS."""

@@ -44,20 +44,20 @@ class SevDevice:
     def platform_status(self) -> sev.PlatformStatus:
         """PLATFORM_STATUS: firmware version and state, number of guests. IoctlError or FirmwareError."""
         # one buffer, so that the struct and what it points to live equally long
-        area = bytearray(sev.SevIssueCmd.NBYTES + sev.PlatformStatus.NBYTES)
+        area = bytearray(sev.ISSUE_CMD_NBYTES + sev.PLATFORM_STATUS_NBYTES)
         hva = native.address_of(area)
-        data_hva = hva + sev.SevIssueCmd.NBYTES
-        area[: sev.SevIssueCmd.NBYTES] = sev.SevIssueCmd(sev.PlatformCmd.PLATFORM_STATUS, data_hva).pack()
+        data_hva = hva + sev.ISSUE_CMD_NBYTES
+        area[: sev.ISSUE_CMD_NBYTES] = sev.SevIssueCmd(sev.PlatformCmd.PLATFORM_STATUS, data_hva).pack()
         result = native.ioctl(self.fd, sev.SEV_ISSUE_CMD, hva)
         if result < 0:
-            status = sev.SevIssueCmd.unpack(area[: sev.SevIssueCmd.NBYTES]).error
+            status = sev.SevIssueCmd.unpack(area[: sev.ISSUE_CMD_NBYTES]).error
             # only EIO reports a firmware status, and the preset survives unless the firmware was reached
             if result == -errno.EIO and status not in (0, sev.SEV_RET_NO_FW_CALL):
                 raise errors.FirmwareError(
                     "SEV_PLATFORM_STATUS", status, sev.fw_status_name(status), help=sev.fw_status_help(status)
                 )
             raise errors.IoctlError("SEV_PLATFORM_STATUS", -result, help=_HELP.get(-result))
-        return sev.PlatformStatus.unpack(area[sev.SevIssueCmd.NBYTES :])
+        return sev.PlatformStatus.unpack(area[sev.ISSUE_CMD_NBYTES :])
 
     def close(self) -> None:
         """Close it; safe to call twice."""

@@ -6,7 +6,7 @@ Source: AMD64 Architecture Programmer's Manual, volume 3, appendix E (CPUID Fn00
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 from sevkvm import errors, native
@@ -84,8 +84,8 @@ class GuestCpu:
         top, sizes = _find(offered, _LEAF_EXTENDED_MAX), _find(offered, _LEAF_ADDRESS_SIZES)
         width = max(sizes.eax & 0xFF, self.cbit_pos + 1)
         own = [
-            replace(top, eax=max(top.eax, sev.CPUID_LEAF)),
-            replace(sizes, eax=sizes.eax & ~0xFF | width),
+            top._replace(eax=max(top.eax, sev.CPUID_LEAF)),
+            sizes._replace(eax=sizes.eax & ~0xFF | width),
             kvm.CpuidEntry(
                 sev.CPUID_LEAF,
                 index=0,
@@ -102,7 +102,7 @@ class GuestCpu:
 
 def _with_apic_id(entry: kvm.CpuidEntry, vcpu: int) -> kvm.CpuidEntry:
     if entry.function == _LEAF_FEATURES:
-        return replace(entry, ebx=entry.ebx & 0x00FF_FFFF | vcpu << 24)
+        return entry._replace(ebx=entry.ebx & 0x00FF_FFFF | vcpu << 24)
     if entry.function == _LEAF_TOPOLOGY:
-        return replace(entry, edx=vcpu)
+        return entry._replace(edx=vcpu)
     return entry

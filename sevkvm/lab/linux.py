@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
@@ -133,7 +133,7 @@ def _load_sealed(plain: PlainLinux, directory: Path) -> SealedLinux:
     done.tables = {int(gpa): level for gpa, level in done.tables.items()}  # JSON made the keys strings
     note = VmcoreInfo(**state["vmcoreinfo"]) if state["vmcoreinfo"] else None
     cbit = 1 << done.cbit_pos
-    vcpus = tuple(VcpuInit(vcpu.regs, replace(vcpu.sregs, cr3=vcpu.sregs.cr3 | cbit)) for vcpu in plain.vcpus)
+    vcpus = tuple(VcpuInit(vcpu.regs, vcpu.sregs._replace(cr3=vcpu.sregs.cr3 | cbit)) for vcpu in plain.vcpus)
     return SealedLinux(plain, directory, done, note, vcpus)
 
 

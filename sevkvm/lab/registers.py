@@ -46,7 +46,7 @@ def _vcpu(index: int, text: str) -> VcpuInit:
         if flags is None:
             raise KeyError("rflags")
         values["rflags"] = int(flags.group(1), 16)
-        regs = Regs(**{name: values[name] for name in Regs.__dataclass_fields__})
+        regs = Regs(**{name: values[name] for name in Regs._fields})
         sregs = Sregs(
             cs=segments["cs"],
             ds=segments["ds"],

@@ -38,9 +38,7 @@ def long_mode_vcpu(
     """
     mark = 0x5E70_0000_0000_0000 | number << 32
     general = {
-        name: mark | order
-        for order, name in enumerate(Regs.__dataclass_fields__)
-        if name not in ("rip", "rsp", "rflags")
+        name: mark | order for order, name in enumerate(Regs._fields) if name not in ("rip", "rsp", "rflags")
     }
     cr4 = x86.CR4_PAE | CR4_PGE | (x86.CR4_LA57 if la57 else 0) | (x86.CR4_PCIDE if pcide else 0)
     return VcpuInit(

@@ -9,7 +9,7 @@ import errno
 import os
 import sys
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sevkvm import errors, native
@@ -168,7 +168,7 @@ def set_registers(fd: int, init: VcpuInit, offered: list[kvm.CpuidEntry]) -> Non
     sregs = init.sregs
     if sregs.cr4 & x86.CR4_PCIDE and not cpuid.has_pcid(offered):
         print("sevkvm lab: this KVM has no PCIDs: CR3 keeps its PCID, CR4.PCIDE stays clear", file=sys.stderr)
-        sregs = replace(sregs, cr4=sregs.cr4 & ~x86.CR4_PCIDE)
+        sregs = sregs._replace(cr4=sregs.cr4 & ~x86.CR4_PCIDE)
     try:
         ioctl(fd, kvm.KVM_SET_SREGS, bytearray(sregs.pack()))
     except errors.IoctlError as error:

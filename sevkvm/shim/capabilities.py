@@ -58,5 +58,5 @@ def device_attribute(memory: TargetMemory, request: int, attribute: abi.DeviceAt
 
 def read_attribute(memory: TargetMemory, hva: int) -> abi.DeviceAttr | None:
     """The struct that both requests take; None if it cannot be read (EFAULT)."""
-    raw = read_exactly(memory, hva, abi.DeviceAttr.NBYTES)
+    raw = read_exactly(memory, hva, abi.DEVICE_ATTR_NBYTES)
     return None if raw is None else abi.DeviceAttr.unpack(raw)

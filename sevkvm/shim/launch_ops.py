@@ -5,7 +5,13 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from sevkvm.abi.sev import GUEST_STATUS_NBYTES, LaunchStart, pack_uaddr_len, unpack_uaddr_len
+from sevkvm.abi.sev import (
+    GUEST_STATUS_NBYTES,
+    LAUNCH_START_NBYTES,
+    LaunchStart,
+    pack_uaddr_len,
+    unpack_uaddr_len,
+)
 from sevkvm.shim.sev_op import BLOB_MAX_NBYTES, Errno, SevOp, forget_guest, lengths_told, npages
 from sevkvm.shim.target import Backing
 
@@ -16,7 +22,7 @@ _UADDR_LEN_NBYTES: Final = 16
 def launch_start(op: SevOp) -> None:
     """KVM_SEV_LAUNCH_START: a firmware guest and its key; remembers the number of the descriptor that it names."""
     op.require_sev()
-    params = LaunchStart.unpack(op.copy_from_user(op.data, LaunchStart.NBYTES))
+    params = LaunchStart.unpack(op.copy_from_user(op.data, LAUNCH_START_NBYTES))
     op.record.args.update(policy=params.policy, sev_fd=op.sev_fd)
     owner = op.copy_blob(params.dh_uaddr, params.dh_nbytes) if params.dh_uaddr else None
     session = op.copy_blob(params.session_uaddr, params.session_nbytes) if params.session_uaddr else b""

@@ -141,7 +141,7 @@ class MiniKvm:
             found = self.file_at(caller, fd)
             return found.vm if isinstance(found, VmFile) else None
 
-        enable = abi.EnableCap.unpack(get(caller.memory, argument, abi.EnableCap.NBYTES))
+        enable = abi.EnableCap.unpack(get(caller.memory, argument, abi.ENABLE_CAP_NBYTES))
         if enable.capability not in CONTEXT_CAPABILITIES:
             raise Errno(errno.EINVAL)
         return self.kernel.enable_cap(vm, caller, enable, vm_at)
@@ -154,12 +154,12 @@ class MiniKvm:
             case abi.KVM_GET_REGS:
                 put(memory, argument, file.regs.pack())
             case abi.KVM_SET_REGS:
-                file.regs = abi.Regs.unpack(get(memory, argument, abi.Regs.NBYTES))
+                file.regs = abi.Regs.unpack(get(memory, argument, abi.REGS_NBYTES))
             case abi.KVM_GET_SREGS:
                 sregs = sealed_sregs(file.sregs) if file.state.protected else file.sregs
                 put(memory, argument, sregs.pack())
             case abi.KVM_SET_SREGS:
-                file.sregs = abi.Sregs.unpack(get(memory, argument, abi.Sregs.NBYTES))
+                file.sregs = abi.Sregs.unpack(get(memory, argument, abi.SREGS_NBYTES))
             case abi.KVM_GET_CPUID2:
                 put_cpuid(memory, argument, file.cpuid)
             case abi.KVM_SET_CPUID2:

@@ -73,7 +73,7 @@ class RealHost:
         )
 
     def _enable_cap(self, caller: SupervisedCaller, fd: int, argument: int) -> None:
-        raw = read_exactly(caller.memory, argument, abi.EnableCap.NBYTES)
+        raw = read_exactly(caller.memory, argument, abi.ENABLE_CAP_NBYTES)
         enable = None if raw is None else abi.EnableCap.unpack(raw)
         vm = None
         if enable is not None and enable.capability in CONTEXT_CAPABILITIES:

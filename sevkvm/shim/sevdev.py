@@ -49,7 +49,7 @@ class SevDevice:
             return -errno.ENODEV
         if request != sev.SEV_ISSUE_CMD:
             return -errno.EINVAL
-        raw = read_exactly(caller.memory, argument, sev.SevIssueCmd.NBYTES)
+        raw = read_exactly(caller.memory, argument, sev.ISSUE_CMD_NBYTES)
         if raw is None:
             return -errno.EFAULT
         issue = sev.SevIssueCmd.unpack(raw)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import struct
-from dataclasses import replace
 from typing import Final
 
 from sevkvm.abi import kvm as abi
@@ -13,23 +12,23 @@ from sevkvm.shim.target import TargetMemory, read_exactly
 
 _RESET_CR0: Final = 0x6000_0010
 _CPUID_MAX_ENTRIES: Final = 256
-_ENTRY_NBYTES: Final = abi.CpuidEntry.NBYTES
-_NO_SREGS: Final = abi.Sregs.unpack(bytes(abi.Sregs.NBYTES))
+_ENTRY_NBYTES: Final = abi.CPUID_ENTRY_NBYTES
+_NO_SREGS: Final = abi.Sregs.unpack(bytes(abi.SREGS_NBYTES))
 
 
 def reset_regs() -> abi.Regs:
     """General registers after reset."""
-    return replace(abi.Regs.unpack(bytes(abi.Regs.NBYTES)), rip=0xFFF0, rflags=2)
+    return abi.Regs.unpack(bytes(abi.REGS_NBYTES))._replace(rip=0xFFF0, rflags=2)
 
 
 def reset_sregs() -> abi.Sregs:
     """Control registers after reset; segments are left empty."""
-    return replace(_NO_SREGS, cr0=_RESET_CR0, apic_base=0xFEE0_0900)
+    return _NO_SREGS._replace(cr0=_RESET_CR0, apic_base=0xFEE0_0900)
 
 
 def sealed_sregs(s: abi.Sregs) -> abi.Sregs:
     """What GET_SREGS tells of a sealed vCPU (SEV-ES, default VM type): only what the kernel itself tracks."""
-    return replace(_NO_SREGS, cr0=s.cr0, cr4=s.cr4, cr8=s.cr8, efer=s.efer, apic_base=s.apic_base)
+    return _NO_SREGS._replace(cr0=s.cr0, cr4=s.cr4, cr8=s.cr8, efer=s.efer, apic_base=s.apic_base)
 
 
 def get(memory: TargetMemory, hva: int, nbytes: int) -> bytes:

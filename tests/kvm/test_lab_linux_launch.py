@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
 
 import pytest
 
@@ -35,7 +34,7 @@ def translate(vm: LabVm, root: int, gva: int) -> int | None:
     """KVM's own answer. It sets Accessed bits in the guest's tables: for plain guests only."""
     sregs = vm.image.vcpus[0].sregs
     # The kernel asks as a supervisor, from whom SMAP hides the pages of processes.
-    sregs = replace(sregs, cr3=root, cr4=sregs.cr4 & ~CR4_SMAP)
+    sregs = sregs._replace(cr3=root, cr4=sregs.cr4 & ~CR4_SMAP)
     ioctl(vm.vcpu_fds[0], kvm.KVM_SET_SREGS, bytearray(sregs.pack()))
     data = bytearray(_TRANSLATION.pack(gva, 0, 0, 0, 0))
     ioctl(vm.vcpu_fds[0], KVM_TRANSLATE, data)

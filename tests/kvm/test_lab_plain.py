@@ -54,10 +54,10 @@ def test_kvm_keeps_the_registers_it_was_given(backing: Backing) -> None:
     image = demo_image(DemoOptions(SMALL, vcpus=2))
     with launched(image, LaunchOptions(backing=backing)) as vm:
         for fd, init in zip(vm.vcpu_fds, image.vcpus, strict=True):
-            data = bytearray(kvm.Regs.NBYTES)
+            data = bytearray(kvm.REGS_NBYTES)
             ioctl(fd, kvm.KVM_GET_REGS, data)
             assert kvm.Regs.unpack(data) == init.regs
-            data = bytearray(kvm.Sregs.NBYTES)
+            data = bytearray(kvm.SREGS_NBYTES)
             ioctl(fd, kvm.KVM_GET_SREGS, data)
             sregs = kvm.Sregs.unpack(data)
             for name in ("cr0", "cr3", "cr4", "efer", "gdt", "idt"):
@@ -99,7 +99,7 @@ def test_the_guest_really_executes_its_idle_loop(capsys: pytest.CaptureFixture[s
         thread = VcpuThread(vm.vcpu_fds[0], 0, nbytes)
         assert thread.join(10)
         assert thread.stop()
-        data = bytearray(kvm.Regs.NBYTES)
+        data = bytearray(kvm.REGS_NBYTES)
         ioctl(vm.vcpu_fds[0], kvm.KVM_GET_REGS, data)
         assert kvm.Regs.unpack(data).rip == TEXT_GVA + 2
         assert_memory_is_the_image(vm)
@@ -206,7 +206,7 @@ def test_kvm_takes_a_cr3_with_the_cbit_from_a_vcpu_that_knows_of_it(cbit_pos: in
         ids = cpuid.GuestCpu(cbit_pos).entries(offered, 0)
         ioctl(vcpu_fd, kvm.KVM_SET_CPUID2, bytearray(kvm.pack_cpuid2(ids)))
         set_registers(vcpu_fd, image.vcpus[0], offered)
-        data = bytearray(kvm.Sregs.NBYTES)
+        data = bytearray(kvm.SREGS_NBYTES)
         ioctl(vcpu_fd, kvm.KVM_GET_SREGS, data)
         assert kvm.Sregs.unpack(data).cr3 == 1 << cbit_pos | 0x10005
     finally:

@@ -27,7 +27,7 @@ class Layout:
     pack: Pack
     offsets: Mapping[str, int]
     ours: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    dataclass: type | None = None
+    struct: type | None = None
     newer_than_headers: bool = False
 
     def measured_offset(self, field: str) -> int:
@@ -47,8 +47,8 @@ _ONES: dict[str, Any] = {
 
 def _of(cls: Any, nbytes: int) -> Pack:
     def pack(field: str) -> bytes:
-        types = {f.name: str(f.type) for f in dataclasses.fields(cls)}
-        changed = dataclasses.replace(cls.unpack(bytes(nbytes)), **{field: _ONES[types[field]]})
+        value = _ONES[str(cls.__annotations__[field].__forward_arg__)]
+        changed = cls.unpack(bytes(nbytes))._replace(**{field: value})
         return bytes(changed.pack())
 
     return pack
@@ -59,8 +59,7 @@ def _call(function: Callable[..., bytes], *parameters: str) -> Pack:
 
 
 def _cpuid_entry(field: str) -> bytes:
-    names = [f.name for f in dataclasses.fields(kvm.CpuidEntry)]
-    entry = kvm.CpuidEntry(*(int(name == field) for name in names))
+    entry = kvm.CpuidEntry(*(int(name == field) for name in kvm.CpuidEntry._fields))
     return kvm.pack_cpuid2([entry])[8:]
 
 
@@ -74,7 +73,7 @@ LAYOUTS = (
         144,
         _of(kvm.Regs, 144),
         {name: 8 * n for n, name in enumerate((*_GENERAL, *_NUMBERED, "rip", "rflags"))},
-        dataclass=kvm.Regs,
+        struct=kvm.Regs,
     ),
     Layout(
         "kvm_segment",
@@ -94,9 +93,9 @@ LAYOUTS = (
             "avl": 21,
             "unusable": 22,
         },
-        dataclass=kvm.Segment,
+        struct=kvm.Segment,
     ),
-    Layout("kvm_dtable", 16, _of(kvm.Dtable, 16), {"base": 0, "limit": 8}, dataclass=kvm.Dtable),
+    Layout("kvm_dtable", 16, _of(kvm.Dtable, 16), {"base": 0, "limit": 8}, struct=kvm.Dtable),
     Layout(
         "kvm_sregs",
         312,
@@ -104,14 +103,14 @@ LAYOUTS = (
         {name: 24 * n for n, name in enumerate(_SEGMENTS)}
         | {"gdt": 192, "idt": 208, "cr0": 224, "cr2": 232, "cr3": 240, "cr4": 248, "cr8": 256}
         | {"efer": 264, "apic_base": 272, "interrupt_bitmap": 280},
-        dataclass=kvm.Sregs,
+        struct=kvm.Sregs,
     ),
     Layout(
         "kvm_cpuid_entry2",
         40,
         _cpuid_entry,
         {"function": 0, "index": 4, "flags": 8, "eax": 12, "ebx": 16, "ecx": 20, "edx": 24},
-        dataclass=kvm.CpuidEntry,
+        struct=kvm.CpuidEntry,
     ),
     Layout(
         "kvm_userspace_memory_region",
@@ -132,7 +131,7 @@ LAYOUTS = (
         24,
         _of(sev.KvmSevCmd, 24),
         {"id": 0, "data": 8, "error": 16, "sev_fd": 20},
-        dataclass=sev.KvmSevCmd,
+        struct=sev.KvmSevCmd,
     ),
     Layout(
         "kvm_sev_dbg",
@@ -146,14 +145,14 @@ LAYOUTS = (
         12,
         _of(sev.GuestStatus, 12),
         {"handle": 0, "policy": 4, "state": 8},
-        dataclass=sev.GuestStatus,
+        struct=sev.GuestStatus,
     ),
     Layout(
         "kvm_sev_init",
         48,
         _of(sev.SevInit, 48),
         {"vmsa_features": 0, "flags": 8, "ghcb_version": 12},
-        dataclass=sev.SevInit,
+        struct=sev.SevInit,
         newer_than_headers=True,
     ),
     Layout(
@@ -161,7 +160,7 @@ LAYOUTS = (
         24,
         _of(kvm.DeviceAttr, 24),
         {"flags": 0, "group": 4, "attr": 8, "addr": 16},
-        dataclass=kvm.DeviceAttr,
+        struct=kvm.DeviceAttr,
     ),
     Layout(
         "kvm_enable_cap",
@@ -169,7 +168,7 @@ LAYOUTS = (
         _of(kvm.EnableCap, 104),
         {"cap": 0, "flags": 4, "args": 8},
         ours={"cap": "capability", "args": "arg0"},
-        dataclass=kvm.EnableCap,
+        struct=kvm.EnableCap,
     ),
     Layout(
         "kvm_sev_launch_start",
@@ -177,7 +176,7 @@ LAYOUTS = (
         _of(sev.LaunchStart, 40),
         {"handle": 0, "policy": 4, "dh_uaddr": 8, "dh_len": 16, "session_uaddr": 24, "session_len": 32},
         ours={"dh_len": "dh_nbytes", "session_len": "session_nbytes"},
-        dataclass=sev.LaunchStart,
+        struct=sev.LaunchStart,
     ),
     Layout(
         "kvm_sev_launch_update_data",
@@ -198,13 +197,13 @@ LAYOUTS = (
         16,
         _of(sev.SevIssueCmd, 16),
         {"cmd": 0, "data": 4, "error": 12},
-        dataclass=sev.SevIssueCmd,
+        struct=sev.SevIssueCmd,
     ),
     Layout(
         "sev_user_data_status",
         12,
         _of(sev.PlatformStatus, 12),
         {"api_major": 0, "api_minor": 1, "state": 2, "flags": 3, "build": 7, "guest_count": 8},
-        dataclass=sev.PlatformStatus,
+        struct=sev.PlatformStatus,
     ),
 )

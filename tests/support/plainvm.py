@@ -72,7 +72,7 @@ class PlainVm:
         return all(getattr(got, name) == getattr(wanted, name) for name in ("cr0", "cr3", "cr4", "efer"))
 
     def _sregs(self) -> kvm.Sregs:
-        data = bytearray(kvm.Sregs.NBYTES)
+        data = bytearray(kvm.SREGS_NBYTES)
         fcntl.ioctl(self.vcpu_fd, kvm.KVM_GET_SREGS, data)
         return kvm.Sregs.unpack(data)
 

@@ -29,7 +29,7 @@ def platform(port: FakePort, fd: int, command: int, data: bytes = b"") -> Outcom
     cmd = sev.SevIssueCmd(command, where if data else 0)
     port.write(port.args_hva, cmd.pack().ljust(DATA_OFFSET, b"\0") + data)
     code = errno_of(lambda: port.ioctl(fd, sev.SEV_ISSUE_CMD, port.args_hva))
-    back = sev.SevIssueCmd.unpack(port.read(port.args_hva, sev.SevIssueCmd.NBYTES))
+    back = sev.SevIssueCmd.unpack(port.read(port.args_hva, sev.ISSUE_CMD_NBYTES))
     return code, back.error, port.read(where, len(data))
 
 

@@ -1,7 +1,6 @@
 """Door 2 through the house's own VmFd and VcpuFd."""
 
 import errno
-from dataclasses import replace
 
 import pytest
 
@@ -62,21 +61,21 @@ def test_a_vm_without_sev() -> None:
 def test_vcpu_registers_and_cpuid() -> None:
     guest = launch_guest({0: RAM}, vcpus=2)
     state = guest.vcpu(1)
-    state.regs = replace(state.regs, rip=0x1234, r15=7)
-    state.sregs = replace(state.sregs, cr3=0x8_0000_0000_2000)
+    state.regs = state.regs._replace(rip=0x1234, r15=7)
+    state.sregs = state.sregs._replace(cr3=0x8_0000_0000_2000)
     state.cpuid = [CpuidEntry(0x8000001F, 0, 0, 2, 51, 0, 0)]
     vcpu = VcpuFd(guest.port, guest.vcpu_fds[1], 1)
     assert vcpu.get_regs() == state.regs
     assert vcpu.get_sregs() == state.sregs
     assert vcpu.get_cpuid2() == state.cpuid
-    vcpu.set_regs(replace(state.regs, rax=5))
+    vcpu.set_regs(state.regs._replace(rax=5))
     assert vcpu.get_regs().rax == 5
     assert VcpuFd(guest.port, guest.vcpu_fds[0], 0).get_regs().rip == 0xFFF0
 
 
 def test_sealed_registers_of_a_legacy_sev_es_guest_tell_no_cr3() -> None:
     guest = launch_guest({0: RAM}, policy=sev.POLICY_ES, es=True, finish=False)
-    guest.vcpu().sregs = replace(guest.vcpu().sregs, cr3=0x5000, cr4=0x20, efer=0x500)
+    guest.vcpu().sregs = guest.vcpu().sregs._replace(cr3=0x5000, cr4=0x20, efer=0x500)
     vcpu = VcpuFd(guest.port, guest.vcpu_fds[0], 0)
     assert vcpu.get_sregs().cr3 == 0x5000
     guest.port.sev_op(guest.vm_fd, sev.SevCmd.LAUNCH_UPDATE_VMSA)

@@ -26,7 +26,7 @@ def issue(port: FakePort, fd: int, command: int, data: bytes = b"") -> tuple[int
         port.ioctl(fd, sev.SEV_ISSUE_CMD, port.args_hva)
     except errors.IoctlError as error:
         code = error.errno or 0
-    back = sev.SevIssueCmd.unpack(port.read(port.args_hva, sev.SevIssueCmd.NBYTES))
+    back = sev.SevIssueCmd.unpack(port.read(port.args_hva, sev.ISSUE_CMD_NBYTES))
     return code, back.error, port.read(where, len(data))
 
 
