@@ -212,6 +212,14 @@ def test_a_policy_that_forbids_debugging(nodbg, tmp_path, monkeypatch, args):
     assert "DBG_DECRYPT" not in nodbg.host.log.names()
 
 
+def test_the_policy_comes_before_where_its_memory_is(nodbg, tmp_path):
+    out = tmp_path / "file"
+    argv = ["dump", "--pid", str(nodbg.guest.pid), "--vm-fd", str(nodbg.guest.vm_fd), "-o", str(out)]
+    result = CliRunner().invoke(program, argv)
+    assert result.exit_code == 5, result.stderr
+    assert not out.exists()
+
+
 def test_status_of_a_guest_that_forbids_debugging(nodbg):
     status = nodbg.answer("status")
     assert (status["debug_allowed"], status["policy_flags"]) == (False, ["NODBG"])
