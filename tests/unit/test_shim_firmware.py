@@ -10,6 +10,7 @@ import pytest
 
 from sevkvm.abi.sev import FwStatus, GuestState, GuestStatus, PlatformState
 from sevkvm.shim.firmware import API_VERSION, BUILD, FLAG_ES, MAX_GUESTS, Firmware, FirmwareFailure
+from tests.support.sev_owner import Owner
 
 SEV_ASID, ES_ASID = 100, 1
 PAGE = bytes(range(256)) * 16
@@ -139,6 +140,47 @@ def test_the_measurement_is_the_api_s_hmac_over_what_was_launched() -> None:
     message = b"\x04" + bytes([1, 55, 21]) + b"\x08\x00\x37\x00" + digest + nonce
     assert answer[:32] == hmac.new(bytes(16), message, hashlib.sha256).digest()  # no session: a key of zeros
     assert len(nonce) == 16
+
+
+def test_sealing_registers_is_for_sev_es_guests_and_whole_pages() -> None:
+    firmware = Firmware()
+    sev, es = active(firmware), active(firmware, policy=4, asid=ES_ASID)
+
+    def vmsa(handle: int, nbytes: int) -> Callable[[], object]:
+        return lambda: firmware.launch_update("LAUNCH_UPDATE_VMSA", handle, 0, nbytes)
+
+    assert status_of(vmsa(99, 4080)) == FwStatus.INVALID_LEN  # before anything else
+    assert status_of(vmsa(99, 4096)) == FwStatus.INVALID_GUEST
+    assert status_of(vmsa(sev, 4096)) == FwStatus.UNSUPPORTED
+    assert status_of(vmsa(es, 4096)) == FwStatus.SUCCESS
+
+
+def test_a_guest_is_deactivated_once_and_then_forgotten() -> None:
+    firmware = Firmware()
+    for command in (firmware.deactivate, firmware.decommission):
+        assert status_of(lambda run=command: run(1)) == FwStatus.INVALID_PLATFORM_STATE
+    handle, _ = active(firmware), firmware.launch_start(0, 0)
+    assert status_of(lambda: firmware.decommission(handle)) == FwStatus.ACTIVE
+    assert status_of(lambda: firmware.deactivate(7)) == FwStatus.INVALID_GUEST
+    firmware.deactivate(handle)
+    assert status_of(lambda: firmware.deactivate(handle)) == FwStatus.INACTIVE
+    firmware.decommission(handle)
+    assert status_of(lambda: firmware.decommission(handle)) == FwStatus.INVALID_GUEST
+
+
+def test_the_finished_launch_forgets_the_owner_s_keys() -> None:
+    firmware = Firmware()
+    owner = Owner(firmware.keys.pdh_export()[0], 0)
+    handle = firmware.launch_start(0, 0, owner.cert, owner.session)
+    firmware.activate(handle, SEV_ASID)
+    firmware.launch_measure(handle, 48)
+    assert (firmware.guests[handle].channel.tek, firmware.guests[handle].channel.tik) == (
+        owner.tek,
+        owner.tik,
+    )
+    firmware.launch_finish(handle)
+    assert firmware.guests[handle].channel.tek == firmware.guests[handle].channel.tik == bytes(16)
+    assert firmware.guests[handle].measured == b""
 
 
 def test_an_unknown_guest_has_a_status_too() -> None:
