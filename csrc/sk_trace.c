@@ -5,14 +5,23 @@
 #include <errno.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <sys/ptrace.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
+
+#include "sk_tasks.h"
 
 #define SPIN_NS 60000      /* most stops arrive within microseconds: do not sleep for these */
 #define SLEEP_MIN_NS 20000
 #define SLEEP_MAX_NS 500000
+#define DYING_NS 20000000  /* from SIGKILL to the end of a thread that was stopped */
+
+/* PTRACE_GET_SYSCALL_INFO and PTRACE_SYSCALL_INFO_ENTRY of linux/ptrace.h */
+#define GET_SYSCALL_INFO 0x420e
+#define SYSCALL_INFO_ENTRY 1
 
 /* The kernel's size of a signal set; glibc's sigset_t is larger. */
 #define KERNEL_SIGSET_NBYTES 8
@@ -62,6 +71,21 @@ enum sk_status sk_trace_follow_clone(pid_t tid, struct sk_error *err)
 	return sk_fail_errno(err, errno, "follow thread %d", (int)tid);
 }
 
+/* Has it ended as a child of ours? Then its exit status belongs to whoever started it, in another thread perhaps. */
+static bool ended_as_our_child(pid_t tid)
+{
+	siginfo_t info = { 0 };
+	char parent[16], process[16];
+
+	/* stops of a tracee are reported too, whatever is asked for */
+	if (waitid(P_PID, (id_t)tid, &info, WEXITED | WNOHANG | WNOWAIT | __WALL) < 0 || info.si_pid != tid)
+		return false;
+	if (info.si_code != CLD_EXITED && info.si_code != CLD_KILLED && info.si_code != CLD_DUMPED)
+		return false;
+	return sk_task_status_field(tid, tid, "PPid", parent, sizeof parent) && atoi(parent) == getpid() &&
+	       sk_task_status_field(tid, tid, "Tgid", process, sizeof process) && atoi(process) == tid;
+}
+
 static enum sk_stop classify(int status, int *signal)
 {
 	int event = status >> 16;
@@ -87,9 +111,15 @@ enum sk_status sk_trace_wait(pid_t tid, uint64_t deadline_ns, enum sk_stop *stop
 
 	for (;;) {
 		int status;
-		pid_t got = waitpid(tid, &status, __WALL | WNOHANG);
+		pid_t got;
 		uint64_t now;
 
+		if (ended_as_our_child(tid)) {
+			*stop = SK_STOP_GONE;
+			*signal = 0;
+			return SK_OK;
+		}
+		got = waitpid(tid, &status, __WALL | WNOHANG);
 		if (got == tid) {
 			*stop = classify(status, signal);
 			return SK_OK;
@@ -187,6 +217,20 @@ enum sk_status sk_trace_to_syscall_stop(pid_t tid, uint64_t deadline_ns, pid_t *
 	}
 }
 
+enum sk_status sk_trace_is_entering(pid_t tid, bool *entering, struct sk_error *err)
+{
+	/* struct ptrace_syscall_info begins with op, one byte; linux/ptrace.h cannot stand beside sys/ptrace.h */
+	struct {
+		uint8_t op;
+		uint8_t rest[127];
+	} info;
+
+	if (request((enum __ptrace_request)GET_SYSCALL_INFO, tid, word(sizeof info), &info) < 0)
+		return sk_fail_errno(err, errno, "ask where thread %d stopped", (int)tid);
+	*entering = info.op == SYSCALL_INFO_ENTRY;
+	return SK_OK;
+}
+
 enum sk_status sk_trace_get_regs(pid_t tid, struct user_regs_struct *regs, struct sk_error *err)
 {
 	if (request(PTRACE_GETREGS, tid, NULL, regs) < 0)
@@ -234,9 +278,10 @@ enum sk_status sk_trace_resume(pid_t tid, int signal, struct sk_error *err)
 
 void sk_trace_detach(pid_t tid)
 {
-	int status;
+	enum sk_stop stop;
+	int signal;
 
 	/* a dead tracee waits for its tracer, and its process cannot be reaped before */
 	if (request(PTRACE_DETACH, tid, NULL, NULL) < 0)
-		waitpid(tid, &status, __WALL | WNOHANG);
+		sk_trace_wait(tid, sk_now_ns() + DYING_NS, &stop, &signal, NULL);
 }

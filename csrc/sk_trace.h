@@ -30,7 +30,10 @@ enum sk_status sk_trace_seize(pid_t tid, struct sk_error *err);
  */
 enum sk_status sk_trace_follow_clone(pid_t tid, struct sk_error *err);
 
-/* Wait for the next stop of tid until deadline_ns; a signal's number goes to *signal for SK_STOP_SIGNAL. */
+/*
+ * Wait for the next stop of tid until deadline_ns; a signal's number goes to *signal for SK_STOP_SIGNAL. A child
+ * of ours that has ended is left to whoever waits for it, and to its exit status.
+ */
 enum sk_status sk_trace_wait(pid_t tid, uint64_t deadline_ns, enum sk_stop *stop, int *signal,
                              struct sk_error *err);
 
@@ -54,6 +57,9 @@ enum sk_status sk_trace_resume_to_syscall(pid_t tid, int signal, struct sk_error
  * namespace, goes to *cloned (which may be NULL).
  */
 enum sk_status sk_trace_to_syscall_stop(pid_t tid, uint64_t deadline_ns, pid_t *cloned, struct sk_error *err);
+
+/* At a SK_STOP_SYSCALL: is it the call's entry? (Linux 5.3) */
+enum sk_status sk_trace_is_entering(pid_t tid, bool *entering, struct sk_error *err);
 
 enum sk_status sk_trace_get_regs(pid_t tid, struct user_regs_struct *regs, struct sk_error *err);
 enum sk_status sk_trace_set_regs(pid_t tid, const struct user_regs_struct *regs, struct sk_error *err);
