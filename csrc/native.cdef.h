@@ -72,8 +72,10 @@ void sk_scan_totals(const struct sk_scan *scan, struct sk_scan_totals *out);
 
 /* sk_notify.h */
 struct sk_notification { uint64_t id; uint32_t tid; int32_t number; uint64_t args[6]; };
-int sk_notify_install(const uint32_t *requests, size_t nrequests, int trap_readlink, int *listener,
-                      struct sk_error *err);
+struct sk_filter {
+	const uint32_t *requests; size_t nrequests; const uint32_t *capabilities; size_t ncapabilities; int readlink;
+};
+int sk_notify_install(const struct sk_filter *filter, int *listener, struct sk_error *err);
 int sk_notify_receive_ours(int listener, const char *const *paths, size_t npaths,
                            struct sk_notification *out, struct sk_error *err);
 int sk_notify_valid(int listener, uint64_t id, int *valid, struct sk_error *err);
@@ -83,3 +85,10 @@ int sk_notify_answer_fd(int listener, uint64_t id, int fd, int cloexec, struct s
 int sk_notify_copy_fd(int32_t pid, int fd, int *copy, struct sk_error *err);
 int sk_notify_map(int fd, size_t nbytes, void **out, struct sk_error *err);
 void sk_notify_unmap(void *mapped, size_t nbytes);
+
+/* sk_retype.h */
+struct sk_retype { int32_t tid; uint64_t argument; uint64_t sigmask; };
+int sk_retype_begin(int32_t tid, uint64_t request, uint64_t new_argument, uint32_t timeout_ms,
+                    struct sk_retype *out, struct sk_error *err);
+int sk_retype_wait(const struct sk_retype *retype, uint32_t timeout_ms, int64_t *result, struct sk_error *err);
+void sk_retype_end(const struct sk_retype *retype);

@@ -17,7 +17,9 @@
 
 #define KVM_WILDCARD 0x0000ae00u
 #define X32_BIT 0x40000000u
-#define MAX_REQUESTS 64
+#define KVM_CHECK_EXTENSION 0xae03u
+#define MAX_REQUESTS 64 /* the longest jump, over all of judge_ioctl, must fit a byte */
+#define MAX_CAPABILITIES 16
 #define MAX_PATH 32
 #define ARG(n) ((uint32_t)(offsetof(struct seccomp_data, args) + (n) * sizeof(uint64_t)))
 
@@ -36,7 +38,7 @@
 #endif
 
 struct program {
-	struct sock_filter code[64 + 2 * MAX_REQUESTS];
+	struct sock_filter code[64 + 2 * MAX_REQUESTS + 2 * MAX_CAPABILITIES];
 	unsigned short length;
 };
 
@@ -71,11 +73,41 @@ static void judge_open(struct program *p, uint32_t number, unsigned flags_index)
 	give(p, SECCOMP_RET_USER_NOTIF);
 }
 
-static void build(struct program *p, const uint32_t *requests, size_t nrequests, int trap_readlink)
+/* Leaves the accumulator as it was for requests other than KVM_CHECK_EXTENSION. */
+static void judge_capability(struct program *p, const struct sk_filter *filter)
+{
+	emit(p, BPF_JMP | BPF_JEQ | BPF_K, KVM_CHECK_EXTENSION, 0, (uint8_t)(2 + 2 * filter->ncapabilities));
+	load(p, ARG(2));
+	for (size_t i = 0; i < filter->ncapabilities; i++)
+		give_if_equal(p, filter->capabilities[i], SECCOMP_RET_USER_NOTIF);
+	give(p, SECCOMP_RET_ALLOW);
+}
+
+/* Request numbers are 32 bits to the kernel, whatever the upper half of the register holds. */
+static void judge_ioctl(struct program *p, const struct sk_filter *filter)
 {
 	bool all_of_kvm = false;
-	uint8_t requests_length;
+	unsigned short jump = p->length;
 
+	emit(p, BPF_JMP | BPF_JEQ | BPF_K, SYS_ioctl, 0, 0);
+	load(p, ARG(1));
+	for (size_t i = 0; i < filter->nrequests; i++)
+		all_of_kvm |= filter->requests[i] == KVM_WILDCARD;
+	if (!all_of_kvm)
+		judge_capability(p, filter);
+	for (size_t i = 0; i < filter->nrequests; i++)
+		if (filter->requests[i] != KVM_WILDCARD)
+			give_if_equal(p, filter->requests[i], SECCOMP_RET_USER_NOTIF);
+	if (all_of_kvm) {
+		emit(p, BPF_ALU | BPF_AND | BPF_K, 0xff00, 0, 0);
+		give_if_equal(p, KVM_WILDCARD, SECCOMP_RET_USER_NOTIF);
+	}
+	give(p, SECCOMP_RET_ALLOW);
+	p->code[jump].jf = (uint8_t)(p->length - jump - 1);
+}
+
+static void build(struct program *p, const struct sk_filter *filter)
+{
 	p->length = 0;
 	load(p, offsetof(struct seccomp_data, arch));
 	emit(p, BPF_JMP | BPF_JEQ | BPF_K, AUDIT_ARCH_X86_64, 1, 0);
@@ -84,42 +116,28 @@ static void build(struct program *p, const uint32_t *requests, size_t nrequests,
 	emit(p, BPF_JMP | BPF_JGE | BPF_K, X32_BIT, 0, 1);
 	give(p, SECCOMP_RET_ALLOW);
 
-	/* Request numbers are 32 bits to the kernel, whatever the upper half of the register holds. */
-	for (size_t i = 0; i < nrequests; i++)
-		all_of_kvm |= requests[i] == KVM_WILDCARD;
-	requests_length = (uint8_t)(2 + 2 * nrequests + (all_of_kvm ? 1 : 0));
-	emit(p, BPF_JMP | BPF_JEQ | BPF_K, SYS_ioctl, 0, requests_length);
-	load(p, ARG(1));
-	for (size_t i = 0; i < nrequests; i++)
-		if (requests[i] != KVM_WILDCARD)
-			give_if_equal(p, requests[i], SECCOMP_RET_USER_NOTIF);
-	if (all_of_kvm) {
-		emit(p, BPF_ALU | BPF_AND | BPF_K, 0xff00, 0, 0);
-		give_if_equal(p, KVM_WILDCARD, SECCOMP_RET_USER_NOTIF);
-	}
-	give(p, SECCOMP_RET_ALLOW);
-
-	/* A failed comparison above leaves the number in the accumulator. */
+	/* A failed comparison leaves the number in the accumulator. */
+	judge_ioctl(p, filter);
 	judge_open(p, SYS_openat, 2);
 	judge_open(p, SYS_open, 1);
 	give_if_equal(p, SYS_openat2, SECCOMP_RET_USER_NOTIF);
-	if (trap_readlink) {
+	if (filter->readlink) {
 		give_if_equal(p, SYS_readlink, SECCOMP_RET_USER_NOTIF);
 		give_if_equal(p, SYS_readlinkat, SECCOMP_RET_USER_NOTIF);
 	}
 	give(p, SECCOMP_RET_ALLOW);
 }
 
-enum sk_status sk_notify_install(const uint32_t *requests, size_t nrequests, int trap_readlink,
-                                 int *listener, struct sk_error *err)
+enum sk_status sk_notify_install(const struct sk_filter *filter, int *listener, struct sk_error *err)
 {
 	struct program program;
 	struct sock_fprog installed;
 
 	*listener = -1;
-	if (nrequests > MAX_REQUESTS)
-		return sk_fail(err, SK_ERR_INVALID, 0, 0, "more than %d requests to trap", MAX_REQUESTS);
-	build(&program, requests, nrequests, trap_readlink);
+	if (filter->nrequests > MAX_REQUESTS || filter->ncapabilities > MAX_CAPABILITIES)
+		return sk_fail(err, SK_ERR_INVALID, 0, 0, "more than %d requests or %d capabilities to trap",
+		               MAX_REQUESTS, MAX_CAPABILITIES);
+	build(&program, filter);
 	installed = (struct sock_fprog){ program.length, program.code };
 	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
 		return sk_fail_errno(err, errno, "prctl(PR_SET_NO_NEW_PRIVS)");

@@ -20,13 +20,22 @@ struct sk_notification {
 };
 
 /*
- * Set no_new_privs and install the filter on the calling thread; *listener is a new close-on-exec
- * descriptor. requests: the ioctl request numbers to trap; a request with bit 31..0 == 0x0000AE00 means
- * "every ioctl of type 0xAE" (KVM). trap_readlink: also trap readlink and readlinkat.
+ * What else to trap. requests: ioctl request numbers; one with bit 31..0 == 0x0000AE00 means "every ioctl of type
+ * 0xAE" (KVM). capabilities: KVM_CHECK_EXTENSION of these only (compared by their lower 32 bits).
+ */
+struct sk_filter {
+	const uint32_t *requests;
+	size_t nrequests;
+	const uint32_t *capabilities;
+	size_t ncapabilities;
+	int readlink; /* readlink and readlinkat */
+};
+
+/*
+ * Set no_new_privs and install the filter on the calling thread; *listener is a new close-on-exec descriptor.
  * EBUSY (SK_ERR_BUSY): a filter with a listener is installed already: shims do not nest.
  */
-enum sk_status sk_notify_install(const uint32_t *requests, size_t nrequests, int trap_readlink,
-                                 int *listener, struct sk_error *err);
+enum sk_status sk_notify_install(const struct sk_filter *filter, int *listener, struct sk_error *err);
 
 /* Next notification; SK_ERR_NO_PROCESS when the caller vanished meanwhile (ask again). */
 enum sk_status sk_notify_receive(int listener, struct sk_notification *out, struct sk_error *err);

@@ -32,6 +32,7 @@ class HostKvm(Protocol):
 
     paths: tuple[str, ...]
     requests: tuple[int, ...]
+    capabilities: tuple[int, ...]
     parking: Parking
 
     def ioctl(self, caller: SupervisedCaller) -> None:
@@ -61,7 +62,11 @@ class Dispatcher:
     def __init__(self, kernel: Kernel, kvm: HostKvm) -> None:
         self.kvm = kvm
         self.paths = (SEV_PATH, *kvm.paths)
-        self.requests = (SEV_ISSUE_CMD, *kvm.requests)
+        self.filter = {
+            "requests": (SEV_ISSUE_CMD, *kvm.requests),
+            "capabilities": kvm.capabilities,
+            "trap_readlink": True,
+        }
         self._node = SevNode()
         self._device = SevDevice(kernel)
         self._replay = Replay(kernel)

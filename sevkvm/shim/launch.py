@@ -3,8 +3,8 @@
     python -m sevkvm.shim.launch SOCKET CONFIG -- CMD...
 
 SOCKET is an inherited SOCK_SEQPACKET descriptor: the listener goes out over it, one byte comes back when the
-supervisor listens, and it closes by the exec; or the errno of a failure goes out. CONFIG is JSON: ``requests``,
-``trap_readlink`` and ``blocked`` (the signals that the program is to start with blocked).
+supervisor listens, and it closes by the exec; or the errno of a failure goes out. CONFIG is JSON: ``filter``
+(the arguments of notify.install) and ``blocked`` (the signals that the program is to start with blocked).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         supervisor.set_inheritable(False)
         supervisor.settimeout(HANDSHAKE_SECONDS)
         try:
-            listener = notify.install(config["requests"], trap_readlink=config["trap_readlink"])
+            listener = notify.install(**config["filter"])
         except notify.AlreadySupervised:
             supervisor.send(b"nested")
             raise SystemExit(1) from None

@@ -29,12 +29,21 @@ class AlreadySupervised(errors.SevKvmError):
         )
 
 
-def install(requests: Sequence[int], *, trap_readlink: bool) -> int:
-    """Filter the calling thread, and what it starts, for ever; returns the listener (close-on-exec)."""
+def install(requests: Sequence[int], *, capabilities: Sequence[int] = (), trap_readlink: bool = False) -> int:
+    """Filter the calling thread, and what it starts, for ever; returns the listener (close-on-exec).
+
+    Of KVM_CHECK_EXTENSION only these ``capabilities`` are trapped.
+    """
     call = Call()
     listener = ffi.new("int *")
+    filter_: Any = ffi.new("struct sk_filter *")
+    # cffi keeps only what a variable of ours names
     numbers = ffi.new("uint32_t[]", list(requests))
-    status = lib.sk_notify_install(numbers, len(requests), trap_readlink, listener, call.err)
+    extensions = ffi.new("uint32_t[]", list(capabilities))
+    filter_.requests, filter_.nrequests = numbers, len(requests)
+    filter_.capabilities, filter_.ncapabilities = extensions, len(capabilities)
+    filter_.readlink = trap_readlink
+    status = lib.sk_notify_install(filter_, listener, call.err)
     if status == Status.BUSY:
         raise AlreadySupervised
     call.check(status)

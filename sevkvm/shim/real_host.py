@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import errno
-import os
 from typing import Final
 
-from sevkvm import native
 from sevkvm.abi import kvm as abi
-from sevkvm.shim import proc_fds
-from sevkvm.shim.cpuid import with_sev
+from sevkvm.shim import capabilities, proc_fds
 from sevkvm.shim.kernel import CONTEXT_CAPABILITIES, SEV_REQUESTS, Kernel
 from sevkvm.shim.parking import Parking
 from sevkvm.shim.real_kvm import RealVms
+from sevkvm.shim.real_system import KVM_PATH, RealSystem
 from sevkvm.shim.replay import Replay
+from sevkvm.shim.retype import Retyped, Retypes
 from sevkvm.shim.supervised import SupervisedCaller
 from sevkvm.shim.target import read_exactly
 from sevkvm.shim.vm import Vm
 
-KVM_PATH: Final = "/dev/kvm"
-_CPUID_MAX_ENTRIES: Final = 256
+_SEV_VM_TYPES: Final = (abi.KVM_X86_SEV_VM, abi.KVM_X86_SEV_ES_VM, abi.KVM_X86_SNP_VM)
 
 
 class RealHost:
@@ -33,15 +31,18 @@ class RealHost:
         abi.KVM_ENABLE_CAP,
         abi.KVM_RUN,
         abi.KVM_GET_SUPPORTED_CPUID,
+        abi.KVM_HAS_DEVICE_ATTR,
+        abi.KVM_GET_DEVICE_ATTR,
     )
+    capabilities: tuple[int, ...] = capabilities.CAPABILITIES
 
     def __init__(self, kernel: Kernel, cbit_pos: int) -> None:
         self._kernel = kernel
-        self._cbit_pos = cbit_pos
+        self._system = RealSystem(kernel.firmware, cbit_pos)
         self._vms = RealVms(kernel)
+        self._retypes = Retypes()
         self._replay = Replay(kernel)
         self.parking = Parking()
-        self._kvm_fd = os.open(KVM_PATH, os.O_RDWR | os.O_CLOEXEC)
 
     def ioctl(self, caller: SupervisedCaller) -> None:
         """Answer it, park it, or let the kernel do it."""
@@ -53,14 +54,57 @@ class RealHost:
             self._enable_cap(caller, fd, argument)
         elif request == abi.KVM_RUN:
             self._run(caller, fd)
-        elif request == abi.KVM_GET_SUPPORTED_CPUID:
-            self._supported_cpuid(caller, fd, argument)
-        else:
-            if request == abi.KVM_CREATE_VM:
-                self._vms.creating_vm(caller.pid, caller.mm)
-            elif vm := self._vms.vm_at(caller.tid, fd):
+        elif request == abi.KVM_CREATE_VM:
+            self._create_vm(caller, fd, argument)
+        elif request == abi.KVM_CREATE_VCPU:
+            if vm := self._vms.vm_at(caller.tid, fd):
                 self._vms.creating_vcpu(vm, caller.pid, caller.mm, argument)
             call.proceed()
+        else:
+            self._system_ioctl(caller, fd, request, argument)
+
+    def _system_ioctl(self, caller: SupervisedCaller, fd: int, request: int, argument: int) -> None:
+        """What is asked of ``/dev/kvm`` itself, or of a VM in its place."""
+        ours = proc_fds.link(caller.tid, fd) == KVM_PATH
+        if request == abi.KVM_CHECK_EXTENSION and not ours:
+            vm = self._vms.vm_at(caller.tid, fd)
+            ours = vm is not None and vm.space is caller.mm
+        answer = self._system.ioctl(caller.memory, request, argument) if ours else None
+        if answer is None:
+            caller.call.proceed()
+        else:
+            caller.call.answer(answer)
+
+    def _create_vm(self, caller: SupervisedCaller, fd: int, vm_type: int) -> None:
+        call = caller.call
+        retyped = self._retypes.take(call.tid)
+        if retyped is not None:
+            call.proceed()
+            self._see_through(retyped, wait=True)
+        elif proc_fds.link(caller.tid, fd) != KVM_PATH:
+            call.proceed()
+        elif capabilities.is_sev_vm_type(self._kernel.firmware, vm_type):
+            self._retypes.begin(call, caller.pid, caller.mm)
+        elif vm_type in _SEV_VM_TYPES:  # whatever the hardware below can do
+            call.answer(-errno.EINVAL)
+        else:
+            self._vms.creating_vm(caller.pid, caller.mm)
+            call.proceed()
+
+    def _see_through(self, retyped: Retyped, *, wait: bool) -> None:
+        """The VM is made, or will be: take it up before its maker can close it again."""
+        try:
+            fd = retyped.result(wait=wait)
+        except ProcessLookupError:
+            return
+        if fd is None:
+            self._retypes.put_back(retyped)
+            return
+        try:
+            if fd >= 0:
+                self._vms.created_vm(retyped.pid, retyped.space, fd, retyped.vm_type)
+        finally:
+            retyped.let_go()
 
     def _sev(self, caller: SupervisedCaller, fd: int, request: int, argument: int) -> None:
         vm = self._vms.vm_at(caller.tid, fd)
@@ -90,35 +134,16 @@ class RealHost:
 
     def _run(self, caller: SupervisedCaller, fd: int) -> None:
         vcpu = self._vms.vcpu_at(caller.tid, fd)
-        if vcpu is None or not (vcpu.vm.vm.active or vcpu.vm.vm.dead):
+        if vcpu is None or not (vcpu.vm.vm.active or vcpu.vm.vm.needs_init or vcpu.vm.vm.dead):
             caller.call.proceed()
         elif vcpu.vm.space is not caller.mm or vcpu.vm.vm.dead:
             caller.call.answer(-errno.EIO)
+        elif vcpu.vm.vm.needs_init:
+            caller.call.answer(-errno.EINVAL)
         elif self.parking.holds(vcpu):
             self.parking.wait_for(vcpu, caller.call)
         else:
             self.parking.park(vcpu, caller.call)
-
-    def _supported_cpuid(self, caller: SupervisedCaller, fd: int, argument: int) -> None:
-        """The kernel's own answer with SEV added, in place where the leaf is there already."""
-        if proc_fds.link(caller.tid, fd) != KVM_PATH:
-            caller.call.proceed()
-            return
-        head = read_exactly(caller.memory, argument, 8)
-        if head is None:
-            caller.call.answer(-errno.EFAULT)
-            return
-        room = int.from_bytes(head[:4], "little")
-        data = bytearray(abi.pack_cpuid2([], room=min(room, _CPUID_MAX_ENTRIES)))
-        result = native.ioctl(self._kvm_fd, abi.KVM_GET_SUPPORTED_CPUID, native.address_of(data))
-        if result == 0:
-            entries = with_sev(abi.unpack_cpuid2(data), self._cbit_pos)
-            answer = abi.pack_cpuid2(entries)
-            if len(entries) > room:
-                result = -errno.E2BIG
-            elif caller.memory.write(argument, answer) < len(answer):
-                result = -errno.EFAULT
-        caller.call.answer(result)
 
     def open(self, path: str, flags: int) -> int | None:
         """None: the real device is opened by the kernel."""
@@ -129,23 +154,13 @@ class RealHost:
         return None
 
     def forget_dead(self) -> None:
-        """Let VMs go that are closed."""
+        """Let VMs go that are closed, and see through what took long."""
+        for retyped in self._retypes.take_all():
+            self._see_through(retyped, wait=False)
         for vcpu in self._vms.forget_dead():
             self.parking.forget(vcpu)
 
     def close(self) -> None:
         """Let everything go."""
         self._vms.close()
-        os.close(self._kvm_fd)
-
-
-def usable() -> bool:
-    """May this user open the real ``/dev/kvm``, and is it KVM?"""
-    try:
-        fd = os.open(KVM_PATH, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        return native.ioctl(fd, abi.KVM_GET_API_VERSION) == abi.KVM_API_VERSION
-    finally:
-        os.close(fd)
+        self._system.close()

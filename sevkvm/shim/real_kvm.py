@@ -67,6 +67,12 @@ class RealVms:
         self._find_created()
         self._created.append(_Created(pid, space, _VM_LINK))
 
+    def created_vm(self, pid: int, space: AddressSpace, fd: int, vm_type: int) -> None:
+        """KVM_CREATE_VM of a type that only this host has was answered with ``fd``, which nobody can close yet."""
+        copy = copy_fd(pid, fd)
+        if copy is not None:
+            self._vms.append(RealVm(self._kernel.create_vm(space, vm_type), space, KeptFile(copy)))
+
     def creating_vcpu(self, vm: RealVm, pid: int, space: AddressSpace, index: int) -> None:
         """KVM_CREATE_VCPU is about to happen."""
         self._find_created()

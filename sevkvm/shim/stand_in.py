@@ -24,12 +24,13 @@ _KEPT_FLAGS: Final = os.O_ACCMODE
 
 @dataclass(eq=False)
 class StandInFile:
-    """A file of ours behind somebody's descriptor; ``run`` only of a vCPU."""
+    """A file of ours behind somebody's descriptor; ``run`` only of a vCPU. ``claimed``: its maker has got it."""
 
     file: KvmFile
     fd: int
     link: str
     run: SharedPage | None = None
+    claimed: bool = False
 
 
 class StandIn:
@@ -98,7 +99,7 @@ class StandIn:
         """Let VMs go whose creator has closed them or ended; returns the vCPUs that went with them."""
         gone: list[StandInFile] = []
         for made in list(self._files.values()):
-            if isinstance(made.file, VmFile) and not self._is_open(made.file):
+            if isinstance(made.file, VmFile) and made.claimed and not self._is_open(made.file):
                 gone += self._drop(made.file)
         return gone
 

@@ -11,7 +11,7 @@ from sevkvm.shim.notify import ALL_KVM_REQUESTS
 from sevkvm.shim.parking import Parking
 from sevkvm.shim.replay import Replay
 from sevkvm.shim.stand_in import KVM_PATH, StandIn, StandInFile
-from sevkvm.shim.supervised import SupervisedCaller
+from sevkvm.shim.supervised import SupervisedCaller, thread_exists
 
 
 class StandInHost:
@@ -19,10 +19,13 @@ class StandInHost:
 
     paths: tuple[str, ...] = (KVM_PATH,)
     requests: tuple[int, ...] = (ALL_KVM_REQUESTS,)
+    capabilities: tuple[int, ...] = ()
 
     def __init__(self, kernel: Kernel, cbit_pos: int) -> None:
         self._files = StandIn(kernel, cbit_pos)
         self._replay = Replay(kernel)
+        # by thread: its call, and the answer
+        self._unclaimed: dict[int, tuple[tuple[int, ...], StandInFile]] = {}
         self.parking = Parking()
 
     def ioctl(self, caller: SupervisedCaller) -> None:
@@ -39,9 +42,17 @@ class StandInHost:
             if self.parking.holds(made):
                 self.parking.wait_for(made, caller.call)  # vcpu->mutex
                 return
+            if request == abi.KVM_RUN and made.file.vm.needs_init:
+                caller.call.answer(-errno.EINVAL)
+                return
             if request == abi.KVM_RUN:
                 self.parking.park(made, caller.call)
                 return
+        if (new := self._unclaimed.pop(caller.tid, None)) is not None:
+            if new[0] == caller.call.args[:3]:
+                self._hand_over(caller, new[1])
+                return
+            self._files.discard(new[1])
         if request == abi.KVM_CREATE_VM:
             self.forget_dead()
         self._answer(caller, made, request, argument)
@@ -60,9 +71,13 @@ class StandInHost:
         if isinstance(answer, int):
             caller.call.answer(answer)
             return
-        new = self._files.add(answer)
-        if not caller.call.answer_fd(new.fd, cloexec=True):
-            self._files.discard(new)
+        self._hand_over(caller, self._files.add(answer))
+
+    def _hand_over(self, caller: SupervisedCaller, new: StandInFile) -> None:
+        new.claimed = caller.call.answer_fd(new.fd, cloexec=True)
+        if not new.claimed:
+            # a signal was faster: the call begins again, as often as it takes, or the thread is dead
+            self._unclaimed[caller.tid] = caller.call.args[:3], new
 
     def open(self, path: str, flags: int) -> int | None:
         """A descriptor of ours for the stand-in's device."""
@@ -73,8 +88,14 @@ class StandInHost:
         return self._files.link_of(identity)
 
     def forget_dead(self) -> None:
-        """Let VMs go that are closed."""
-        for vcpu in self._files.forget_dead():
+        """Let VMs go that are closed, and files that nobody came back for."""
+        for tid, (_, new) in list(self._unclaimed.items()):
+            if not thread_exists(tid):
+                del self._unclaimed[tid]
+                self._files.discard(new)
+        gone = self._files.forget_dead()
+        self._unclaimed = {tid: each for tid, each in self._unclaimed.items() if each[1] not in gone}
+        for vcpu in gone:
             self.parking.forget(vcpu)
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import sevkvm
 from sevkvm import errors
+from sevkvm.shim.child import Child
 from sevkvm.shim.launch import HANDSHAKE_SECONDS
 from sevkvm.shim.notify import AlreadySupervised
 
@@ -41,7 +42,7 @@ def start_program(
             inherited = (*settings.pop("pass_fds", ()), theirs.fileno())
             launcher = [sys.executable, "-I", "-c", _BOOT, _ROOT, str(theirs.fileno()), config, "--"]
             words = [*launcher, *(os.fspath(word) for word in argv)]
-            process = subprocess.Popen(words, pass_fds=inherited, **settings)
+            process = Child(words, pass_fds=inherited, **settings)
         try:
             _shake_hands(ours, process, os.fspath(argv[0]), listen)
         except BaseException:

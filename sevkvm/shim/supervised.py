@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from sevkvm import errors, native
@@ -26,6 +27,11 @@ def process_of(tid: int) -> int:
     except OSError:
         pass
     raise CallerGone
+
+
+def thread_exists(tid: int) -> bool:
+    """Is there, or may there be, such a thread?"""
+    return os.path.exists(f"/proc/{tid}")  # noqa: PTH110  see proc_fds.py
 
 
 class SupervisedCaller:

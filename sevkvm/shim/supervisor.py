@@ -28,7 +28,7 @@ from types import TracebackType
 from typing import Any, Final, Literal, TextIO
 
 from sevkvm import errors
-from sevkvm.shim import real_host
+from sevkvm.shim import real_system
 from sevkvm.shim.cpuid import DEFAULT_CBIT_POS
 from sevkvm.shim.dispatch import Dispatcher, HostKvm
 from sevkvm.shim.faults import Faults
@@ -37,6 +37,7 @@ from sevkvm.shim.generation import Generation
 from sevkvm.shim.kernel import Kernel
 from sevkvm.shim.log import CommandLog
 from sevkvm.shim.notify import Listener
+from sevkvm.shim.real_host import RealHost
 from sevkvm.shim.stand_in_host import StandInHost
 from sevkvm.shim.starter import start_program
 
@@ -67,18 +68,17 @@ class SevHost:
     ) -> None:
         self.log = CommandLog(log)
         self.kernel = Kernel(firmware, self.log, generation=generation, faults=faults)
-        self.standin = kvm == "standin" or (kvm == "auto" and not real_host.usable())
-        if not self.standin and not real_host.usable():
+        self.standin = kvm == "standin" or (kvm == "auto" and not real_system.usable())
+        if not self.standin and not real_system.usable():
             raise errors.PlatformUnsupported(
-                f"{real_host.KVM_PATH} cannot be used", help="let the shim stand in for it: --kvm standin"
+                f"{real_system.KVM_PATH} cannot be used", help="let the shim stand in for it: --kvm standin"
             )
-        host_kvm: HostKvm = (StandInHost if self.standin else real_host.RealHost)(self.kernel, cbit_pos)
+        host_kvm: HostKvm = (StandInHost if self.standin else RealHost)(self.kernel, cbit_pos)
         self._dispatcher = Dispatcher(self.kernel, host_kvm)
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, []) if blocked_signals is None else blocked_signals
         self._config = json.dumps(
             {
-                "requests": self._dispatcher.requests,
-                "trap_readlink": True,
+                "filter": self._dispatcher.filter,
                 "blocked": [int(number) for number in blocked],
             }
         )

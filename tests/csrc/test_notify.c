@@ -23,6 +23,9 @@
 #define SEV_OP 0xc008aebaUL
 #define ENABLE_CAP 0x4068aea3UL
 #define GET_TSC_KHZ 0xaea3UL /* shares its low bits with ENABLE_CAP */
+#define GET_API_VERSION 0xae00L
+#define CHECK_EXTENSION 0xae03L
+#define VM_TYPES 235L
 #define WILDCARD 0xae00U
 #define TIMEOUT_MS 10000
 
@@ -41,6 +44,11 @@ static const struct expectation calls[] = {
 	{ SYS_ioctl, { -1, (long)(0xffffffff00000000UL | SEV_OP), 0 }, 1, 1 },
 	{ SYS_ioctl, { -1, (long)ENABLE_CAP, 0 }, 1, 1 },
 	{ SYS_ioctl, { -1, (long)GET_TSC_KHZ, 0 }, 0, 1 },
+	{ SYS_ioctl, { -1, CHECK_EXTENSION, VM_TYPES }, 1, 1 },
+	{ SYS_ioctl, { -1, CHECK_EXTENSION, 197 }, 1, 1 },
+	{ SYS_ioctl, { -1, CHECK_EXTENSION, 0 }, 0, 1 },
+	{ SYS_ioctl, { -1, CHECK_EXTENSION, 234 }, 0, 1 },
+	{ SYS_ioctl, { -1, GET_API_VERSION, VM_TYPES }, 0, 1 },
 	{ SYS_ioctl, { -1, 0x5401, 0 }, 0, 0 },
 	{ SYS_ioctl, { (long)SEV_OP, 0x5401, (long)SEV_OP }, 0, 0 },
 	{ SYS_openat, { -1, (long)device, O_RDWR, 0 }, 1, 1 },
@@ -86,13 +94,13 @@ static int receive_fd(int socket)
 	return fd;
 }
 
-static void child(int socket, const uint32_t *requests, size_t nrequests, int trap_readlink, long *results)
+static void child(int socket, const struct sk_filter *filter, long *results)
 {
 	struct sk_error err;
 	int listener, second;
 
-	EXPECT(sk_notify_install(requests, nrequests, trap_readlink, &listener, &err) == SK_OK);
-	EXPECT(sk_notify_install(requests, nrequests, trap_readlink, &second, &err) == SK_ERR_BUSY && second == -1);
+	EXPECT(sk_notify_install(filter, &listener, &err) == SK_OK);
+	EXPECT(sk_notify_install(filter, &second, &err) == SK_ERR_BUSY && second == -1);
 	send_fd(socket, listener);
 	close(listener);
 	for (size_t i = 0; i < NCALLS; i++) {
@@ -126,7 +134,7 @@ static void serve(int listener)
 	}
 }
 
-static void check(const uint32_t *requests, size_t nrequests, int all)
+static void check(const struct sk_filter *filter, int all)
 {
 	long *results = mmap(NULL, sizeof(long) * NCALLS, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	int pair[2], listener, status;
@@ -136,7 +144,7 @@ static void check(const uint32_t *requests, size_t nrequests, int all)
 	pid = fork();
 	EXPECT(pid >= 0);
 	if (pid == 0)
-		child(pair[1], requests, nrequests, all, results);
+		child(pair[1], filter, results);
 	listener = receive_fd(pair[0]);
 	serve(listener);
 	EXPECT(waitpid(pid, &status, 0) == pid && status == 0);
@@ -156,14 +164,18 @@ static void check(const uint32_t *requests, size_t nrequests, int all)
 int main(void)
 {
 	static const uint32_t some[] = { (uint32_t)SEV_OP, (uint32_t)ENABLE_CAP }, every[] = { 7, WILDCARD };
+	static const uint32_t capabilities[] = { 197, VM_TYPES };
 	uint32_t too_many[65] = { 0 };
 	struct sk_error err;
 	int listener, copy;
 
 	alarm(60);
-	EXPECT(sk_notify_install(too_many, 65, 0, &listener, &err) == SK_ERR_INVALID && listener == -1);
-	check(some, 2, 0);
-	check(every, 2, 1);
+	EXPECT(sk_notify_install(&(struct sk_filter){ too_many, 65, NULL, 0, 0 }, &listener, &err) == SK_ERR_INVALID &&
+	       listener == -1);
+	EXPECT(sk_notify_install(&(struct sk_filter){ NULL, 0, too_many, 17, 0 }, &listener, &err) == SK_ERR_INVALID &&
+	       listener == -1);
+	check(&(struct sk_filter){ some, 2, capabilities, 2, 0 }, 0);
+	check(&(struct sk_filter){ every, 2, NULL, 0, 1 }, 1);
 	EXPECT(sk_notify_copy_fd(getpid(), 0, &copy, &err) == SK_OK && copy > 0 && close(copy) == 0);
 	EXPECT(sk_notify_copy_fd(getpid(), 1 << 20, &copy, &err) != SK_OK && copy == -1);
 	EXPECT(sk_notify_copy_fd(INT_MAX, 0, &copy, &err) != SK_OK && copy == -1);

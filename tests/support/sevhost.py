@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sevkvm.shim import real_host
+from sevkvm.shim import real_system
 
 
 def require_notification() -> None:
@@ -42,5 +42,5 @@ def _notifier_is_installed() -> bool:
 def require_kvm_mode(kvm: str) -> None:
     """Skip the test where the shim cannot run in this mode."""
     require_notification()
-    if kvm == "real" and not real_host.usable():
+    if kvm == "real" and not real_system.usable():
         pytest.skip("/dev/kvm cannot be used")
