@@ -9,9 +9,9 @@ import re
 import time
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from sevkvm import errors
 from sevkvm.abi import x86
@@ -29,8 +29,7 @@ _ATTEMPTS: Final = 3  # a running guest may rearrange its memory between two que
 _TOTAL_SECONDS: Final = 60.0
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class RawSlot:
+class RawSlot(NamedTuple):
     """``nbytes`` of guest memory at ``gpa``, kept by the VMM at ``hva``; whole pages."""
 
     gpa: int
@@ -138,7 +137,7 @@ def merged(slots: Iterable[RawSlot]) -> list[RawSlot]:
             and (last.gpa + last.nbytes, last.hva + last.nbytes) == (slot.gpa, slot.hva)
             and (last.name, last.readonly) == (slot.name, slot.readonly)
         ):
-            done[-1] = replace(last, nbytes=last.nbytes + slot.nbytes)
+            done[-1] = last._replace(nbytes=last.nbytes + slot.nbytes)
         else:
             done.append(slot)
     return done

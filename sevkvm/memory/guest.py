@@ -39,7 +39,7 @@ class MemoryStats:
 
 
 class GuestMemory:
-    """Reads ``PhysAddr``: a private page through the firmware, any other as the VMM's mapping holds it.
+    """Reads a ``gpa`` the way the guest maps it: ``private`` (C-bit) through the firmware, else as the VMM holds it.
 
     Of a guest that is not encrypted, ``private`` means nothing. The cache is right only while the guest stands
     still: call :meth:`invalidate` when it has run.

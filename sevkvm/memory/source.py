@@ -8,22 +8,12 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from sevkvm import errors
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class PhysAddr:
-    """A guest-physical address and how the guest maps it: ``private`` means with the C-bit (encrypted)."""
-
-    gpa: int
-    private: bool
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Slot:
+class Slot(NamedTuple):
     """One KVM memory slot: ``nbytes`` of guest memory at ``gpa``, kept by the VMM at ``hva``."""
 
     gpa: int
@@ -38,8 +28,7 @@ class Slot:
         return self.gpa + self.nbytes
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(NamedTuple):
     """A piece of guest-physical space inside one slot."""
 
     gpa: int
