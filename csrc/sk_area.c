@@ -139,6 +139,15 @@ static bool owner_lives(const struct mark *mark)
 	       owner.start == mark->owner_start && !sk_task_is_dead(&owner);
 }
 
+/* A deputy outlives its owner while it is in a call, and will return to its page. */
+static bool deputy_lives(pid_t pid, const struct mark *mark)
+{
+	struct sk_task deputy;
+
+	return mark->deputy_tid > 0 && !sk_task_read(pid, mark->deputy_tid, &deputy, NULL) &&
+	       !sk_task_is_dead(&deputy);
+}
+
 static void add_leftover(struct sk_found_areas *out, struct sk_area area)
 {
 	size_t i;
@@ -161,15 +170,25 @@ static void consider_unmarked(struct sk_area area, struct sk_found_areas *out)
 		add_leftover(out, area);
 }
 
-/* An arena that its owner had no time to mark: the owner's control page names it. */
-static bool is_arena_of_dead(struct sk_area area, const struct sk_area *promised, size_t npromised)
+struct area_list {
+	struct sk_area areas[SK_LEFTOVERS_MAX];
+	size_t count;
+};
+
+static bool lists(const struct area_list *list, struct sk_area area)
 {
 	size_t i;
 
-	for (i = 0; i < npromised; i++)
-		if (promised[i].hva == area.hva && promised[i].nbytes == area.nbytes)
+	for (i = 0; i < list->count; i++)
+		if (list->areas[i].hva == area.hva && list->areas[i].nbytes == area.nbytes)
 			return true;
 	return false;
+}
+
+static void list(struct area_list *list, struct sk_area area)
+{
+	if (area.nbytes && list->count < SK_LEFTOVERS_MAX)
+		list->areas[list->count++] = area;
 }
 
 static bool all_zero(const struct mark *mark)
@@ -181,8 +200,8 @@ static bool all_zero(const struct mark *mark)
 
 struct search {
 	pid_t pid;
-	struct sk_area promised[SK_LEFTOVERS_MAX];
-	size_t npromised;
+	struct area_list of_dead; /* arenas named by a control page: their owners may have had no time to mark them */
+	struct area_list in_use; /* the same of a deputy that is still there */
 };
 
 static void consider(struct search *search, struct sk_area area, struct sk_found_areas *out)
@@ -192,24 +211,27 @@ static void consider(struct search *search, struct sk_area area, struct sk_found
 
 	if (area.nbytes > SK_ARENA_HEAD_NBYTES + SK_ARGS_NBYTES + SK_SCRATCH_MAX_NBYTES)
 		return;
+	if (lists(&search->in_use, area))
+		return;
 	if (sk_read(search->pid, area.hva, &mark, sizeof mark, &done, NULL))
 		return;
 	if (all_zero(&mark)) {
 		consider_unmarked(area, out);
-		if (is_arena_of_dead(area, search->promised, search->npromised))
+		if (lists(&search->of_dead, area))
 			add_leftover(out, area);
 		return;
 	}
 	/* guest RAM may look like this too, but a guest cannot know where its VMM keeps it */
 	if (memcmp(mark.magic, magic, sizeof magic) || mark.hva != area.hva || mark.nbytes != area.nbytes)
 		return;
-	if (!owner_lives(&mark)) {
+	if (!owner_lives(&mark) && !deputy_lives(search->pid, &mark)) {
 		add_leftover(out, area);
-		if (mark.arena.nbytes && search->npromised < SK_LEFTOVERS_MAX)
-			search->promised[search->npromised++] = mark.arena;
-	} else if (mark.deputy_tid && out->npeers < SK_PEERS_MAX) {
-		out->peers[out->npeers++] = mark.deputy_tid;
+		list(&search->of_dead, mark.arena);
+		return;
 	}
+	list(&search->in_use, mark.arena);
+	if (mark.deputy_tid && out->npeers < SK_PEERS_MAX)
+		out->peers[out->npeers++] = mark.deputy_tid;
 }
 
 enum sk_status sk_areas_find(pid_t pid, struct sk_found_areas *out, struct sk_error *err)
