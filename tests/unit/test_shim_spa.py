@@ -71,10 +71,12 @@ def test_backing_of_our_own_memory(ourselves: AddressSpace) -> None:
         assert (whole.hva, whole.nbytes, whole.writable) == (hva + 100, 3 * PAGE, True)
         (tail,) = ourselves.backing(native.address_of(second), PAGE)
         assert tail.spa == whole.spa - 100 + 2 * PAGE
+        number = os.fstat(fd).st_dev
+        device = os.major(number) << 20 | os.minor(number)
         address = next(
             vma.start
             for vma in parse_maps(Path("/proc/self/maps").read_bytes())
-            if vma.inode == os.fstat(fd).st_ino and not vma.writable
+            if (vma.device, vma.inode) == (device, os.fstat(fd).st_ino) and not vma.writable
         )
         (read_only,) = ourselves.backing(address, 16)
         assert (read_only.spa, read_only.writable) == (whole.spa - 100, False)
