@@ -300,7 +300,10 @@ enum sk_status sk_deputy_start(struct sk_deputy *deputy, int fd, uint64_t reques
 	const uint64_t args[6] = { (uint64_t)fd, request, argument };
 	enum sk_status status = check_owner(deputy, err);
 
-	return status ? status : sk_remote_start(&deputy->remote, deputy->chain_sp, SYS_ioctl, args, err);
+	if (!status)
+		status = sk_remote_enter(&deputy->remote, deputy->chain_sp, SYS_ioctl, args,
+		                         deadline_in(deputy->timeout_ns), err);
+	return status ? status : sk_remote_run(&deputy->remote, err);
 }
 
 enum sk_status sk_deputy_wait(struct sk_deputy *deputy, uint32_t timeout_ms, int64_t *result,
@@ -355,8 +358,7 @@ static void leave(struct sk_deputy *deputy)
 	struct sk_error ignored;
 	int signal = 0;
 
-	if (sk_remote_start(&deputy->remote, exit_sp, SYS_munmap, nothing, &ignored) ||
-	    sk_remote_advance(&deputy->remote, deadline, 1, &ignored))
+	if (sk_remote_enter(&deputy->remote, exit_sp, SYS_munmap, nothing, deadline, &ignored))
 		return;
 	if (deputy->gadgets.exit && !sk_trace_get_regs(deputy->remote.tid, &regs, &ignored)) {
 		regs.rdi = deputy->control_hva;
@@ -380,7 +382,7 @@ void sk_deputy_close(struct sk_deputy *deputy, uint32_t timeout_ms)
 		return;
 	sk_deputy_release(deputy);
 	if (deputy->remote.tid && deputy->control_hva && deputy->owner == gettid() &&
-	    !sk_remote_advance(&deputy->remote, deadline_in((uint64_t)timeout_ms * 1000000u), 0, &ignored)) {
+	    !sk_remote_settle(&deputy->remote, deadline_in((uint64_t)timeout_ms * 1000000u), &ignored)) {
 		/* from here on calls return to the plain exit chain: the arena is unmapped once only */
 		deputy->chain_sp = sk_control_exit_sp(deputy->control_hva);
 		if (!deputy->arena.nbytes || !unmap(deputy, deputy->arena, &ignored))

@@ -16,7 +16,7 @@
 
 #define SPIN_NS 60000      /* most stops arrive within microseconds: do not sleep for these */
 #define SLEEP_MIN_NS 20000
-#define SLEEP_MAX_NS 500000
+#define SLEEP_MAX_NS 100000
 #define DYING_NS 20000000  /* from SIGKILL to the end of a thread that was stopped */
 
 /* PTRACE_GET_SYSCALL_INFO and PTRACE_SYSCALL_INFO_ENTRY of linux/ptrace.h */
