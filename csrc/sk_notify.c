@@ -83,10 +83,15 @@ static void judge_capability(struct program *p, const struct sk_filter *filter)
 	give(p, SECCOMP_RET_ALLOW);
 }
 
+static bool is_wildcard(uint32_t request)
+{
+	return request && !(request & ~0xff00u);
+}
+
 /* Request numbers are 32 bits to the kernel, whatever the upper half of the register holds. */
 static void judge_ioctl(struct program *p, const struct sk_filter *filter)
 {
-	bool all_of_kvm = false;
+	bool all_of_kvm = false, masked = false;
 	unsigned short jump = p->length;
 
 	emit(p, BPF_JMP | BPF_JEQ | BPF_K, SYS_ioctl, 0, 0);
@@ -96,11 +101,15 @@ static void judge_ioctl(struct program *p, const struct sk_filter *filter)
 	if (!all_of_kvm)
 		judge_capability(p, filter);
 	for (size_t i = 0; i < filter->nrequests; i++)
-		if (filter->requests[i] != KVM_WILDCARD)
+		if (!is_wildcard(filter->requests[i]))
 			give_if_equal(p, filter->requests[i], SECCOMP_RET_USER_NOTIF);
-	if (all_of_kvm) {
-		emit(p, BPF_ALU | BPF_AND | BPF_K, 0xff00, 0, 0);
-		give_if_equal(p, KVM_WILDCARD, SECCOMP_RET_USER_NOTIF);
+	for (size_t i = 0; i < filter->nrequests; i++) {
+		if (!is_wildcard(filter->requests[i]))
+			continue;
+		if (!masked)
+			emit(p, BPF_ALU | BPF_AND | BPF_K, 0xff00, 0, 0);
+		masked = true;
+		give_if_equal(p, filter->requests[i], SECCOMP_RET_USER_NOTIF);
 	}
 	give(p, SECCOMP_RET_ALLOW);
 	p->code[jump].jf = (uint8_t)(p->length - jump - 1);

@@ -20,8 +20,8 @@ struct sk_notification {
 };
 
 /*
- * What else to trap. requests: ioctl request numbers; one with bit 31..0 == 0x0000AE00 means "every ioctl of type
- * 0xAE" (KVM). capabilities: KVM_CHECK_EXTENSION of these only (compared by their lower 32 bits).
+ * What else to trap. requests: ioctl request numbers; 0x0000TT00 means "every ioctl of type 0xTT" (0xAE is KVM's).
+ * capabilities: KVM_CHECK_EXTENSION of these only (compared by their lower 32 bits).
  */
 struct sk_filter {
 	const uint32_t *requests;

@@ -9,7 +9,6 @@ import signal
 import sys
 from typing import Final, Protocol
 
-from sevkvm.abi.sev import SEV_ISSUE_CMD
 from sevkvm.shim import notify, proc_fds
 from sevkvm.shim.address_space import AddressSpaces
 from sevkvm.shim.kernel import Kernel
@@ -24,6 +23,7 @@ from sevkvm.shim.supervised import SupervisedCaller, process_of
 from sevkvm.shim.target import CallerGone
 
 _PATH_NBYTES: Final = 64
+_TYPE_MASK: Final = 0xFF00  # of an ioctl's request number
 _FD_LINK: Final = re.compile(r"/proc/(self|thread-self|\d+)(?:/task/(\d+))?/fd/(\d+)")
 
 
@@ -63,7 +63,7 @@ class Dispatcher:
         self.kvm = kvm
         self.paths = (SEV_PATH, *kvm.paths)
         self.filter = {
-            "requests": (SEV_ISSUE_CMD, *kvm.requests),
+            "requests": (notify.ALL_SEV_REQUESTS, *kvm.requests),
             "capabilities": kvm.capabilities,
             "trap_readlink": True,
         }
@@ -113,10 +113,10 @@ class Dispatcher:
 
     def _ioctl(self, caller: SupervisedCaller) -> None:
         call = caller.call
-        if call.args[1] != SEV_ISSUE_CMD:
+        fd, request, argument = call.args[:3]
+        if request & _TYPE_MASK != notify.ALL_SEV_REQUESTS:
             self.kvm.ioctl(caller)
             return
-        fd = call.args[0]
         if not self._node.is_open_at(caller.tid, fd):
             call.proceed()
             return
@@ -125,7 +125,7 @@ class Dispatcher:
         self._replay.answer(
             call.tid,
             call,
-            lambda: self._device.ioctl(caller, SEV_ISSUE_CMD, call.args[2], writable=writable),
+            lambda: self._device.ioctl(caller, request, argument, writable=writable),
         )
 
     def _open(self, caller: SupervisedCaller) -> None:

@@ -17,6 +17,7 @@ SYS_OPENAT: Final = 257
 SYS_READLINKAT: Final = 267
 SYS_OPENAT2: Final = 437
 ALL_KVM_REQUESTS: Final = 0xAE00  # to install(): every ioctl of KVM's type
+ALL_SEV_REQUESTS: Final = 0x5300  # and of that of /dev/sev
 
 
 class AlreadySupervised(errors.SevKvmError):

@@ -27,13 +27,15 @@
 #define CHECK_EXTENSION 0xae03L
 #define VM_TYPES 235L
 #define WILDCARD 0xae00U
+#define SEV_ISSUE_CMD 0xc0105300UL
+#define SEV_WILDCARD 0x5300U
 #define TIMEOUT_MS 10000
 
 struct expectation {
 	long number;
 	long args[4];
-	int trapped;     /* with the two requests in the filter */
-	int trapped_all; /* with the wildcard */
+	int trapped;     /* with two requests of KVM's in the filter, and all of /dev/sev */
+	int trapped_all; /* with all of both */
 };
 
 /* In no directory that exists, so that what the kernel carries out itself does nothing. */
@@ -50,6 +52,8 @@ static const struct expectation calls[] = {
 	{ SYS_ioctl, { -1, CHECK_EXTENSION, 234 }, 0, 1 },
 	{ SYS_ioctl, { -1, GET_API_VERSION, VM_TYPES }, 0, 1 },
 	{ SYS_ioctl, { -1, 0x5401, 0 }, 0, 0 },
+	{ SYS_ioctl, { -1, 0x5301, 0 }, 1, 1 },
+	{ SYS_ioctl, { -1, (long)SEV_ISSUE_CMD, 0 }, 1, 1 },
 	{ SYS_ioctl, { (long)SEV_OP, 0x5401, (long)SEV_OP }, 0, 0 },
 	{ SYS_openat, { -1, (long)device, O_RDWR, 0 }, 1, 1 },
 	{ SYS_openat, { -1, (long)other, O_RDWR | O_CREAT, 0 }, 0, 0 }, /* not device: it would be created */
@@ -163,7 +167,8 @@ static void check(const struct sk_filter *filter, int all)
 
 int main(void)
 {
-	static const uint32_t some[] = { (uint32_t)SEV_OP, (uint32_t)ENABLE_CAP }, every[] = { 7, WILDCARD };
+	static const uint32_t some[] = { SEV_WILDCARD, (uint32_t)SEV_OP, (uint32_t)ENABLE_CAP };
+	static const uint32_t every[] = { 7, WILDCARD, SEV_WILDCARD };
 	static const uint32_t capabilities[] = { 197, VM_TYPES };
 	uint32_t too_many[65] = { 0 };
 	struct sk_error err;
@@ -174,8 +179,8 @@ int main(void)
 	       listener == -1);
 	EXPECT(sk_notify_install(&(struct sk_filter){ NULL, 0, too_many, 17, 0 }, &listener, &err) == SK_ERR_INVALID &&
 	       listener == -1);
-	check(&(struct sk_filter){ some, 2, capabilities, 2, 0 }, 0);
-	check(&(struct sk_filter){ every, 2, NULL, 0, 1 }, 1);
+	check(&(struct sk_filter){ some, 3, capabilities, 2, 0 }, 0);
+	check(&(struct sk_filter){ every, 3, NULL, 0, 1 }, 1);
 	EXPECT(sk_notify_copy_fd(getpid(), 0, &copy, &err) == SK_OK && copy > 0 && close(copy) == 0);
 	EXPECT(sk_notify_copy_fd(getpid(), 1 << 20, &copy, &err) != SK_OK && copy == -1);
 	EXPECT(sk_notify_copy_fd(INT_MAX, 0, &copy, &err) != SK_OK && copy == -1);
