@@ -22,7 +22,9 @@
 #define MAX_ONLY 64
 
 static const struct row *const tables[] = {
-	rows_order, rows_debug_errors, rows_debug_pins, rows_debug_data, rows_debug_old, rows_fd,
+	rows_order,    rows_debug_errors, rows_debug_pins, rows_debug_data, rows_debug_old, rows_fd,
+	rows_firmware, rows_launch,	  rows_measure,	   rows_secret,	    rows_regions,   rows_mirror,
+	rows_vcpu,     rows_types,	  rows_device,	   rows_platform,
 };
 
 struct options {

@@ -33,7 +33,8 @@ struct row {
 #define END_OF_ROWS {NULL, 0, NULL, NULL}
 
 extern const struct row rows_order[], rows_debug_errors[], rows_debug_pins[], rows_debug_data[], rows_debug_old[],
-	rows_fd[];
+	rows_fd[], rows_firmware[], rows_launch[], rows_measure[], rows_secret[], rows_regions[], rows_mirror[],
+	rows_vcpu[], rows_types[], rows_device[], rows_platform[];
 
 /* What the run is like; the same in every row. */
 extern struct conformance {
@@ -52,7 +53,7 @@ const char *conf_errno(int error);
 #define CHECK(condition)                             \
 	do {                                         \
 		if (!(condition))                    \
-			FAIL("not so: " #condition); \
+			FAIL("not so: %s", #condition); \
 	} while (0)
 
 #define CHECK_EQ(value, wanted)                                                                              \
@@ -60,7 +61,7 @@ const char *conf_errno(int error);
 		unsigned long long value_ = (unsigned long long)(value);                                     \
 		unsigned long long wanted_ = (unsigned long long)(wanted);                                   \
 		if (value_ != wanted_)                                                                       \
-			FAIL(#value " is 0x%llx, wanted " #wanted " (0x%llx)", value_, wanted_);             \
+			FAIL("%s is 0x%llx, wanted %s (0x%llx)", #value, value_, #wanted, wanted_);          \
 	} while (0)
 
 #define CHECK_ERRNO(call, wanted)                                                                   \

@@ -228,6 +228,23 @@ static void other_descriptors(void)
 	CHECK_EQ(cmd.error, 0x1234);
 }
 
+static void dead_vm(void)
+{
+	struct vm source, target;
+	struct enable_cap cap = {.cap = KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM};
+	struct sev_guest_status status;
+
+	vm_launch(&source, 0, 1);
+	vm_create(&target);
+	if (conf_fd_ioctl(target.fd, KVM_CHECK_EXTENSION, cap.cap) <= 0)
+		conf_skip("this kernel cannot move an encryption context, which is what would kill a VM");
+	cap.args[0] = (uint32_t)source.fd;
+	CHECK_ERRNO(conf_ioctl(target.fd, KVM_ENABLE_CAP, &cap), 0);
+	CHECK_OP(&source, vm_status(&source, &status), EIO, NO_FW_CALL);
+	CHECK_ERRNO(conf_ioctl(source.fd, KVM_MEMORY_ENCRYPT_OP, NULL), EIO);
+	CHECK_ERRNO(vm_region(&source, true, conf_pages(1), PAGE), EIO);
+}
+
 static void snp_vm(void)
 {
 	struct sev_init2 init = {0};
@@ -262,6 +279,7 @@ const struct row rows_order[] = {
 	ROW("order.clone-vm", ON_ANY, shared_memory_may_call, "1.1.1: who shares the memory may call"),
 	ROW("order.threads", ON_ANY, threads_may_call, "1.1.1: so may a thread"),
 	ROW("order.other-descriptors", ON_ANY, other_descriptors, "1.1: it is an ioctl of a VM"),
+	ROW("order.dead-vm", ON_ANY, dead_vm, "1.1: the source of VM_MOVE_ENC_CONTEXT is dead: EIO"),
 	ROW("order.snp", ON_ANY, snp_vm, "1.1.6: EPERM for every legacy command"),
 	END_OF_ROWS,
 };
