@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import shutil
@@ -20,7 +21,11 @@ pytestmark = pytest.mark.host
 
 EXAMPLE = ROOT / "docs" / "examples"
 _TIMEOUT = 60.0
-_PYTEST = [sys.executable, "-m", "pytest", "-rs", "-p", "sevkvm.shim.pytest_plugin", "-p", "no:cacheprovider"]
+_PLUGIN = "sevkvm.shim.pytest_plugin"
+# where sevkvm is installed the plugin is there by itself, and pytest minds a second name for it
+_INSTALLED = _PLUGIN in {each.value for each in importlib.metadata.entry_points(group="pytest11")}
+_PYTEST = [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider"]
+_PYTEST += [] if _INSTALLED else ["-p", _PLUGIN]
 
 
 @pytest.fixture(autouse=True)
