@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sevkvm import errors
 from sevkvm.memory.policy import SevInfo, SevKind
@@ -35,8 +34,7 @@ class Holder(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class GuestParts:
+class GuestParts(NamedTuple):
     """What ``attach`` wires together.
 
     ``no_registers``: why registers cannot be known, or None. ``cr3`` and ``vcpu`` are the user's choices.

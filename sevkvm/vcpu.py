@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sevkvm import errors
 from sevkvm.abi import sev, x86
@@ -13,11 +12,10 @@ if TYPE_CHECKING:
     from sevkvm.abi.kvm import CpuidEntry, Regs, Sregs
 
 
-@dataclass(frozen=True)
-class VcpuState:
+class VcpuState(NamedTuple):
     """Registers of one vCPU at one moment; ``sregs.cr3`` is as KVM returned it."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index(), which nobody asks of a vCPU
     regs: Regs
     sregs: Sregs
 

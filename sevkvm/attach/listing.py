@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from sevkvm import errors
 from sevkvm.attach.entry import enter
@@ -12,8 +12,7 @@ from sevkvm.host.kvm import VmFd
 from sevkvm.memory.policy import SevKind, ask_kernel
 
 
-@dataclass(frozen=True)
-class GuestSummary:
+class GuestSummary(NamedTuple):
     """One line of ``sevkvm list``; ``sev`` is ``unknown`` where ``reason`` says why it could not be asked."""
 
     pid: int
@@ -50,10 +49,9 @@ def _ask_protection(summary: GuestSummary, timeout: float) -> GuestSummary:
             port, _ = enter(stack, summary.pid, (), timeout)
             info = ask_kernel(VmFd(port, summary.vm_fd))
     except errors.SevKvmError as error:
-        return replace(summary, sev="unknown", reason=str(error))
+        return summary._replace(sev="unknown", reason=str(error))
     policy = info.policy
-    return replace(
-        summary,
+    return summary._replace(
         sev=info.kind.value,
         policy=policy.value if policy else None,
         debug_allowed=policy.debug_allowed if policy else (False if info.kind is SevKind.SEV_SNP else None),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sevkvm import errors
 from sevkvm.memory.source import Slot, SlotMap
@@ -17,8 +16,7 @@ if TYPE_CHECKING:
     from sevkvm.host.slots import RawSlot
 
 
-@dataclass(frozen=True)
-class MonitorFacts:
+class MonitorFacts(NamedTuple):
     """What the VMM's monitor told, asked while everything still ran."""
 
     slots: Sequence[RawSlot] = ()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -25,8 +24,7 @@ _JSON_NBYTES = 16 << 20
 _PAGE = 4096
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """What was asked; ``space`` is ``gva`` or ``gpa``."""
 
     space: str

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -20,8 +19,7 @@ MOST_SECONDS = 3600
 _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 
 
-@dataclass(frozen=True)
-class Range:
+class Range(NamedTuple):
     """Addresses from ``start`` up to, not including, ``end``."""
 
     start: int

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sevkvm import errors, native
 from sevkvm.abi.kvm import request_name
@@ -21,8 +20,7 @@ SCRATCH_NBYTES = 4 << 20  # two halves: one is filled while the other is read
 _WAIT_SLICE_MS = 100  # between slices a pending Ctrl-C is taken
 
 
-@dataclass(frozen=True)
-class DeputyInfo:
+class DeputyInfo(NamedTuple):
     """What attaching cost, and where things are in the target (``struct sk_deputy_info``)."""
 
     pid: int

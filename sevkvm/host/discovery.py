@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from sevkvm import errors, native
 from sevkvm.host import holders as holding
@@ -21,8 +21,7 @@ _LIST_HELP: Final = "`sevkvm list` shows the VMs of this host; only root sees th
 _SHOWN: Final = 8
 
 
-@dataclass(frozen=True)
-class VmInfo:
+class VmInfo(NamedTuple):
     """One VM as its owner has it.
 
     ``vm_fds``: all descriptors of this VM that the owner has; ``vm_fd`` is one of them. ``vcpu_fds``: index ->
@@ -84,7 +83,7 @@ def resolve(
     if procfs.fd_links(own, proc).get(vm_fd) == procfs.KVM_VM_LINK:
         return _of_inherited(own, vm_fd, proc, same_file)
     vms = find_vms(proc, same_file)
-    by_number = [replace(vm, vm_fd=vm_fd) for vm in vms if vm_fd in vm.vm_fds]
+    by_number = [vm._replace(vm_fd=vm_fd) for vm in vms if vm_fd in vm.vm_fds]
     what = f"our own descriptor {vm_fd} is not a KVM VM, and the host has"
     return _only(by_number or vms, what, "name the process with --pid")
 
@@ -96,7 +95,7 @@ def _of_process(pid: int, vm_fd: int | None, proc: Path, same_file: SameFile) ->
         return _describe(holder, holder.vms[0], (), proc)
     for fds in holder.vms:
         if vm_fd in fds:
-            return replace(_describe(holder, fds, (), proc), vm_fd=vm_fd)
+            return _describe(holder, fds, (), proc)._replace(vm_fd=vm_fd)
     if not holder.vms:
         raise errors.VmNotFound(f"process {pid} has no KVM VM open", help=_LIST_HELP)
     known = "its VM descriptors: " + ", ".join(str(fd) for fds in holder.vms for fd in fds)

@@ -8,9 +8,8 @@ is: it is taken to be the one that maps or holds the vCPUs, else the one that th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from sevkvm import errors
 from sevkvm.host import procfs
@@ -19,8 +18,7 @@ SameFile = Callable[[int, int, int, int], bool]  # native.same_file(pid1, fd1, p
 _MAX_ANCESTORS: Final = 4096
 
 
-@dataclass(frozen=True)
-class Holder:
+class Holder(NamedTuple):
     """A process that has VMs open.
 
     ``vms``: its descriptors of VMs, those of one VM together. ``vcpu_fds``: index -> descriptor; ``vcpus_clash``: two

@@ -13,9 +13,8 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from sevkvm import errors
 
@@ -30,8 +29,7 @@ _RIGHTS_HELP: Final = "run sevkvm as root, or as the VMM's own user with CAP_SYS
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
-class Mapping:
+class Mapping(NamedTuple):
     """One line of ``maps``: ``[start, end)`` of the process's memory (hva); ``path`` is empty for anonymous."""
 
     start: int
@@ -48,8 +46,7 @@ class Mapping:
         return self.perms.startswith("r")
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
+class Stat(NamedTuple):
     """What is used of ``stat``; ``starttime`` in clock ticks since boot."""
 
     pid: int
@@ -60,8 +57,7 @@ class Stat:
     starttime: int
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
+class Status(NamedTuple):
     """What is used of ``status``; a field that this kernel does not print reads 0, -1 (uids) or empty."""
 
     tgid: int
@@ -73,8 +69,7 @@ class Status:
     thread_features: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(NamedTuple):
     """One entry of ``task``. A ``user_worker`` is driven by the kernel and never stops for ptrace."""
 
     tid: int

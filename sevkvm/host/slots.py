@@ -9,7 +9,6 @@ import re
 import time
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
@@ -39,8 +38,7 @@ class RawSlot(NamedTuple):
     readonly: bool = False
 
 
-@dataclass(frozen=True)
-class SlotGuess:
+class SlotGuess(NamedTuple):
     """Slots that nobody told us, and what the user must know about them."""
 
     slots: tuple[RawSlot, ...]

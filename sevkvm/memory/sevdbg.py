@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sevkvm import errors
 from sevkvm.abi.sev import BLOCK_NBYTES, FwStatus
@@ -44,8 +44,7 @@ def pages_touched(address: int, nbytes: int) -> int:
     return ((address + nbytes + PAGE_MASK) >> 12) - (address >> 12) if nbytes else 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Flight:
+class _Flight(NamedTuple):
     """A decryption that was submitted: ``[src_hva, end_hva)`` into the scratch area at ``dst_hva``."""
 
     src_hva: int

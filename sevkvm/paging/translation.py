@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 NOT_PRESENT: Final = "not-present"
@@ -21,8 +20,7 @@ class WalkStep(NamedTuple):
     cbit: bool
 
 
-@dataclass(frozen=True)
-class Translation:
+class Translation(NamedTuple):
     """Where a gva goes. ``gpa`` is None for a miss; then ``fault`` says why and the last step says where.
 
     ``private``: the leaf's C-bit. ``writable``, ``user``: and-ed down the walk; ``nx``: or-ed. All False for a miss.
