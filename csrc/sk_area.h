@@ -56,7 +56,7 @@ enum sk_status sk_control_set_tid(pid_t pid, uint64_t hva, pid_t tid, struct sk_
 struct sk_found_areas {
 	struct sk_area leftovers[SK_LEFTOVERS_MAX]; /* of owners that are dead */
 	size_t nleftovers;
-	pid_t peers[SK_PEERS_MAX];                  /* deputies of owners that live */
+	pid_t peers[SK_PEERS_MAX];                  /* deputies that live; their owners may not */
 	size_t npeers;
 };
 

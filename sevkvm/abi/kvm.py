@@ -45,6 +45,12 @@ _DEVICE_ATTR = struct.Struct("<IIQQ")
 
 REGS_NBYTES: Final = _REGS.size
 SREGS_NBYTES: Final = 8 * _SEGMENT.size + 2 * _DTABLE.size + 5 * 8 + 2 * 8 + 32
+SREGS2_NBYTES: Final = SREGS_NBYTES - 32 + 8 + 32  # flags and PDPTRs instead of the interrupt bitmap
+_FPU_NBYTES = 416
+_GUEST_DEBUG_NBYTES = 72
+_DEBUGREGS_NBYTES = 128
+_XSAVE_NBYTES = 4096
+_XCRS_NBYTES = 392
 CPUID_ENTRY_NBYTES: Final = _CPUID_ENTRY.size
 ENABLE_CAP_NBYTES: Final = _ENABLE_CAP.size
 DEVICE_ATTR_NBYTES: Final = _DEVICE_ATTR.size
@@ -73,8 +79,20 @@ KVM_GET_REGS: Final = _ior(0x81, _REGS.size)
 KVM_SET_REGS: Final = _iow(0x82, _REGS.size)
 KVM_GET_SREGS: Final = _ior(0x83, SREGS_NBYTES)
 KVM_SET_SREGS: Final = _iow(0x84, SREGS_NBYTES)
+KVM_GET_FPU: Final = _ior(0x8C, _FPU_NBYTES)
+KVM_SET_FPU: Final = _iow(0x8D, _FPU_NBYTES)
 KVM_SET_CPUID2: Final = _iow(0x90, _CPUID_HEADER.size)
 KVM_GET_CPUID2: Final = _iowr(0x91, _CPUID_HEADER.size)
+KVM_SET_GUEST_DEBUG: Final = _iow(0x9B, _GUEST_DEBUG_NBYTES)
+KVM_GET_DEBUGREGS: Final = _ior(0xA1, _DEBUGREGS_NBYTES)
+KVM_SET_DEBUGREGS: Final = _iow(0xA2, _DEBUGREGS_NBYTES)
+KVM_GET_XSAVE: Final = _ior(0xA4, _XSAVE_NBYTES)
+KVM_SET_XSAVE: Final = _iow(0xA5, _XSAVE_NBYTES)
+KVM_GET_XCRS: Final = _ior(0xA6, _XCRS_NBYTES)
+KVM_SET_XCRS: Final = _iow(0xA7, _XCRS_NBYTES)
+KVM_GET_SREGS2: Final = _ior(0xCC, SREGS2_NBYTES)
+KVM_SET_SREGS2: Final = _iow(0xCD, SREGS2_NBYTES)
+KVM_GET_XSAVE2: Final = _ior(0xCF, _XSAVE_NBYTES)  # may be more, see KVM_CAP_XSAVE2
 
 KVM_CAP_VM_COPY_ENC_CONTEXT_FROM: Final = 197
 KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM: Final = 206
@@ -92,6 +110,11 @@ REQUEST_NAMES: Final = {
     for name, value in list(globals().items())
     if name.startswith("KVM_") and isinstance(value, int) and value >> 8 & 0xFF == KVMIO
 }
+
+
+def request_nbytes(request: int) -> int:
+    """The size of the struct that a request number names."""
+    return request >> 16 & 0x3FFF
 
 
 def request_name(request: int) -> str:

@@ -162,6 +162,7 @@ class FakePort:
         if isinstance(file, SevFile):
             return self._sev.ioctl(self, request, argument, writable=file.writable)
         if isinstance(file, VcpuFile) and request == abi.KVM_RUN:
+            file.state.enter()
             return -errno.EINTR if file.vm.mm == self.mm else -errno.EIO
         answer = self._kvm.ioctl(file, self, request, argument)
         return answer if isinstance(answer, int) else self.install(answer)

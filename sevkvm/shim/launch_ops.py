@@ -70,7 +70,11 @@ def launch_update_vmsa(op: SevOp) -> None:
     page of zeros for each vCPU.
     """
     op.require_sev(es=True)
+    if op.generation == "new" and op.vm.vcpus_in_creation:
+        raise Errno(errno.EBUSY)
     for vcpu in op.vm.vcpus:
+        if vcpu.guest_debug:
+            raise Errno(errno.EINVAL)
         guest = op.issue(
             lambda: op.firmware.launch_update("LAUNCH_UPDATE_VMSA", op.vm.handle, 0, _VMSA_NBYTES)
         )

@@ -6,13 +6,14 @@ import errno
 from typing import Final
 
 from sevkvm.abi import kvm as abi
-from sevkvm.shim import capabilities, proc_fds
+from sevkvm.shim import capabilities, proc_fds, sealed_vcpu
 from sevkvm.shim.kernel import CONTEXT_CAPABILITIES, SEV_REQUESTS, Kernel
 from sevkvm.shim.parking import Parking
 from sevkvm.shim.real_kvm import RealVms
 from sevkvm.shim.real_system import KVM_PATH, RealSystem
 from sevkvm.shim.replay import Replay
 from sevkvm.shim.retype import Retyped, Retypes
+from sevkvm.shim.sev_op import Errno
 from sevkvm.shim.supervised import SupervisedCaller
 from sevkvm.shim.target import read_exactly
 from sevkvm.shim.vm import Vm
@@ -30,6 +31,7 @@ class RealHost:
         abi.KVM_CREATE_VCPU,
         abi.KVM_ENABLE_CAP,
         abi.KVM_RUN,
+        *sealed_vcpu.REQUESTS,
         abi.KVM_GET_SUPPORTED_CPUID,
         abi.KVM_HAS_DEVICE_ATTR,
         abi.KVM_GET_DEVICE_ATTR,
@@ -54,6 +56,8 @@ class RealHost:
             self._enable_cap(caller, fd, argument)
         elif request == abi.KVM_RUN:
             self._run(caller, fd)
+        elif request in sealed_vcpu.REQUESTS:
+            self._registers(caller, fd, request, argument)
         elif request == abi.KVM_CREATE_VM:
             self._create_vm(caller, fd, argument)
         elif request == abi.KVM_CREATE_VCPU:
@@ -143,7 +147,26 @@ class RealHost:
         elif self.parking.holds(vcpu):
             self.parking.wait_for(vcpu, caller.call)
         else:
+            vcpu.state.enter()
             self.parking.park(vcpu, caller.call)
+
+    def _registers(self, caller: SupervisedCaller, fd: int, request: int, argument: int) -> None:
+        vcpu = self._vms.vcpu_at(caller.tid, fd) if self._vms.any_encrypted else None
+        if vcpu is None or not (vcpu.vm.vm.active or vcpu.vm.vm.dead):
+            caller.call.proceed()
+        elif vcpu.vm.space is not caller.mm or vcpu.vm.vm.dead:
+            caller.call.answer(-errno.EIO)
+        elif self.parking.holds(vcpu):
+            self.parking.wait_for(vcpu, caller.call)  # vcpu->mutex
+        else:
+            try:
+                answer = sealed_vcpu.ioctl(vcpu.vm.vm, vcpu.state, caller.memory, request, argument)
+            except Errno as error:
+                answer = -error.errno
+            if answer is None:
+                caller.call.proceed()
+            else:
+                caller.call.answer(answer)
 
     def open(self, path: str, flags: int) -> int | None:
         """None: the real device is opened by the kernel."""

@@ -78,6 +78,11 @@ class RealVms:
         self._find_created()
         self._created.append(_Created(pid, space, f"{_VCPU_LINK}{index}", vm))
 
+    @property
+    def any_encrypted(self) -> bool:
+        """Is there a VM that this host does anything for? Those that are closed count until they are noticed."""
+        return any(vm.vm.active or vm.vm.dead for vm in self._vms)
+
     def vm_at(self, tid: int, fd: int) -> RealVm | None:
         """The VM behind a descriptor; None if it is no VM, or one from outside."""
         if proc_fds.link(tid, fd) != _VM_LINK:

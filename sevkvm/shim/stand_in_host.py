@@ -46,6 +46,7 @@ class StandInHost:
                 caller.call.answer(-errno.EINVAL)
                 return
             if request == abi.KVM_RUN:
+                made.file.state.enter()
                 self.parking.park(made, caller.call)
                 return
         if (new := self._unclaimed.pop(caller.tid, None)) is not None:

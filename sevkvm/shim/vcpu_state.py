@@ -13,6 +13,7 @@ from sevkvm.shim.target import TargetMemory, read_exactly
 _RESET_CR0: Final = 0x6000_0010
 _CPUID_MAX_ENTRIES: Final = 256
 _ENTRY_NBYTES: Final = abi.CPUID_ENTRY_NBYTES
+_COMMON_NBYTES: Final = abi.SREGS_NBYTES - 32
 _NO_SREGS: Final = abi.Sregs.unpack(bytes(abi.SREGS_NBYTES))
 
 
@@ -29,6 +30,16 @@ def reset_sregs() -> abi.Sregs:
 def sealed_sregs(s: abi.Sregs) -> abi.Sregs:
     """What GET_SREGS tells of a sealed vCPU (SEV-ES, default VM type): only what the kernel itself tracks."""
     return _NO_SREGS._replace(cr0=s.cr0, cr4=s.cr4, cr8=s.cr8, efer=s.efer, apic_base=s.apic_base)
+
+
+def sregs2_of(s: abi.Sregs) -> bytes:
+    """``struct kvm_sregs2`` of a ``struct kvm_sregs``: the same up to the interrupt bitmap."""
+    return s.pack()[:_COMMON_NBYTES].ljust(abi.SREGS2_NBYTES, b"\0")
+
+
+def sregs_of(sregs2: bytes) -> abi.Sregs:
+    """And the way back: flags and PDPTRs are lost."""
+    return abi.Sregs.unpack(sregs2[:_COMMON_NBYTES].ljust(abi.SREGS_NBYTES, b"\0"))
 
 
 def get(memory: TargetMemory, hva: int, nbytes: int) -> bytes:

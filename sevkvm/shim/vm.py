@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from sevkvm.abi import kvm as abi
+from sevkvm.shim.vcpu_state import reset_sregs
 
 VM_TYPE_DEFAULT: Final = abi.KVM_X86_DEFAULT_VM
 VM_TYPE_SEV: Final = abi.KVM_X86_SEV_VM
 VM_TYPE_SEV_ES: Final = abi.KVM_X86_SEV_ES_VM
+VM_TYPE_SNP: Final = abi.KVM_X86_SNP_VM
 
 
 @dataclass(eq=False)
@@ -17,12 +19,17 @@ class Vcpu:
     """``struct kvm_vcpu``: what SEV-ES wants to know of it.
 
     ``protected``: LAUNCH_UPDATE_VMSA has sealed its registers (guest_state_protected); ``entered``: KVM_RUN was
-    called since; ``guest_debug``: KVM_SET_GUEST_DEBUG has enabled something.
+    called since; ``guest_debug``: KVM_SET_GUEST_DEBUG has enabled something. ``sregs`` as they were last set.
     """
 
     guest_debug: bool = False
     protected: bool = False
     entered: bool = False
+    sregs: abi.Sregs = field(default_factory=reset_sregs)
+
+    def enter(self) -> None:
+        """KVM_RUN."""
+        self.entered = self.protected
 
 
 @dataclass(eq=False)
@@ -51,6 +58,11 @@ class Vm:
     vcpus_in_creation: int = 0
     owner: Vm | None = None
     mirrors: list[Vm] = field(default_factory=list)
+
+    @property
+    def has_protected_state(self) -> bool:
+        """Do sealed vCPUs refuse to tell their registers? (The new VM types, since 6.10.)"""
+        return self.vm_type in (VM_TYPE_SEV_ES, VM_TYPE_SNP)
 
     @property
     def created_vcpus(self) -> int:
