@@ -98,7 +98,7 @@ def test_the_vcpu_has_the_registers_of_the_image(host: SevHost, cbit_pos: int, p
         (vcpu,) = tool(host, guest, "regs")
         assert int(vcpu["cr3"], 16) == 1 << cbit_pos | 0x10000 | (5 if pcid else 0)
         assert guest.facts["cr3"] == vcpu["cr3"]
-        expected = vars(guest.image.vcpus[0].regs)
+        expected = guest.image.vcpus[0].regs._asdict()
         assert {name: int(vcpu[name], 16) for name in expected} == expected
 
 
