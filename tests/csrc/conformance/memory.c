@@ -10,7 +10,7 @@
  */
 static uint8_t *secluded(size_t npages)
 {
-	static uint8_t *next = (uint8_t *)0x100000000UL;
+	static uint8_t *next = (uint8_t *)0x200000000000UL;
 	uint8_t *where = next;
 
 	next += (npages + 16) * PAGE;

@@ -36,6 +36,7 @@ static void check_registers(int vcpu)
 
 static void plain_sev(void)
 {
+	struct guest_debug debug = {.control = KVM_GUESTDBG_ENABLE};
 	struct vm vm;
 	int vcpu;
 
@@ -43,6 +44,9 @@ static void plain_sev(void)
 	vcpu = vm_vcpu(&vm, 0);
 	set_registers(vcpu);
 	check_registers(vcpu);
+	CHECK_ERRNO(conf_ioctl(vcpu, KVM_GET_FPU, conf_pages(1)), 0);
+	CHECK_ERRNO(conf_ioctl(vcpu, KVM_GET_DEBUGREGS, conf_pages(1)), 0);
+	CHECK_ERRNO(conf_ioctl(vcpu, KVM_SET_GUEST_DEBUG, &debug), 0);
 }
 
 static int try_registers(void *vcpu)
@@ -89,6 +93,89 @@ static void es_before_sealing(void)
 	check_registers(vcpu);
 }
 
+static void es_legacy(void)
+{
+	struct guest_debug debug = {.control = KVM_GUESTDBG_ENABLE};
+	struct vcpu_sregs before, after;
+	struct vcpu_regs regs;
+	struct vm vm;
+	int vcpu = es_vcpu(&vm, KVM_X86_DEFAULT_VM);
+
+	set_registers(vcpu);
+	NEED(conf_ioctl(vcpu, KVM_GET_SREGS, &before));
+	CHECK_OP(&vm, vm_op(&vm, SEV_LAUNCH_UPDATE_VMSA, NULL), 0, 0U);
+	/* success, and nothing true in it */
+	CHECK_ERRNO(conf_ioctl(vcpu, KVM_GET_REGS, &regs), 0);
+	CHECK_ERRNO(conf_ioctl(vcpu, KVM_SET_REGS, &regs), 0);
+	memset(&after, 0xee, sizeof(after));
+	CHECK_ERRNO(conf_ioctl(vcpu, KVM_GET_SREGS, &after), 0);
+	CHECK_EQ(after.cr3, 0);
+	CHECK_EQ(after.cr2, 0);
+	CHECK(conf_is_all(after.segments, 0, sizeof(after.segments)));
+	CHECK(conf_is_all(after.tables, 0, sizeof(after.tables)));
+	CHECK_EQ(after.cr0, before.cr0);
+	CHECK_EQ(after.cr4, before.cr4);
+	CHECK_EQ(after.efer, before.efer);
+	CHECK_EQ(after.apic_base, before.apic_base);
+	CHECK_ERRNO(conf_ioctl(vcpu, KVM_SET_GUEST_DEBUG, &debug), EINVAL);
+}
+
+static void es_own_type(void)
+{
+	static const struct {
+		unsigned long request;
+		const char *name;
+	} refused[] = {
+		{KVM_GET_REGS, "KVM_GET_REGS"},		  {KVM_SET_REGS, "KVM_SET_REGS"},
+		{KVM_GET_SREGS, "KVM_GET_SREGS"},	  {KVM_SET_SREGS, "KVM_SET_SREGS"},
+		{KVM_GET_SREGS2, "KVM_GET_SREGS2"},	  {KVM_SET_SREGS2, "KVM_SET_SREGS2"},
+		{KVM_GET_DEBUGREGS, "KVM_GET_DEBUGREGS"}, {KVM_SET_DEBUGREGS, "KVM_SET_DEBUGREGS"},
+		{KVM_GET_FPU, "KVM_GET_FPU"},		  {KVM_SET_FPU, "KVM_SET_FPU"},
+		{KVM_GET_XSAVE, "KVM_GET_XSAVE"},	  {KVM_SET_XSAVE, "KVM_SET_XSAVE"},
+	};
+	struct guest_debug debug = {.control = KVM_GUESTDBG_ENABLE};
+	uint8_t *buffer = conf_pages(1);
+	struct vm vm;
+	int vcpu = es_vcpu(&vm, KVM_X86_SEV_ES_VM);
+
+	set_registers(vcpu);
+	check_registers(vcpu);
+	CHECK_OP(&vm, vm_op(&vm, SEV_LAUNCH_UPDATE_VMSA, NULL), 0, 0U);
+	for (size_t i = 0; i < sizeof(refused) / sizeof(refused[0]); i++) {
+		int result = conf_ioctl(vcpu, refused[i].request, buffer);
+
+		if (result != EINVAL)
+			FAIL("%s gives %s, wanted EINVAL", refused[i].name, conf_errno(result));
+	}
+	CHECK(conf_is_all(buffer, 0, PAGE));
+	CHECK_ERRNO(conf_ioctl(vcpu, KVM_SET_GUEST_DEBUG, &debug), EINVAL);
+}
+
+static void update_vmsa(void)
+{
+	struct guest_debug debug = {.control = KVM_GUESTDBG_ENABLE};
+	struct vm vm;
+	int vcpu;
+
+	vm_start(&vm, 0);
+	CHECK_OP(&vm, vm_op(&vm, SEV_LAUNCH_UPDATE_VMSA, NULL), ENOTTY, NO_FW_CALL); /* no SEV-ES */
+	vm_start(&vm, POLICY_ES);
+	CHECK_OP(&vm, vm_op(&vm, SEV_LAUNCH_UPDATE_VMSA, NULL), 0, NO_FW_CALL); /* no vCPU, no command */
+	vm_init(&vm, true);
+	vm_vcpu(&vm, 0);
+	CHECK_OP(&vm, vm_op(&vm, SEV_LAUNCH_UPDATE_VMSA, NULL), EBADF, NO_FW_CALL);
+	vcpu = es_vcpu(&vm, KVM_X86_DEFAULT_VM);
+	NEED(conf_ioctl(vcpu, KVM_SET_GUEST_DEBUG, &debug));
+	CHECK_OP(&vm, vm_op(&vm, SEV_LAUNCH_UPDATE_VMSA, NULL), EINVAL, NO_FW_CALL);
+	debug.control = 0;
+	NEED(conf_ioctl(vcpu, KVM_SET_GUEST_DEBUG, &debug));
+	CHECK_OP(&vm, vm_op(&vm, SEV_LAUNCH_UPDATE_VMSA, NULL), 0, 0U);
+	NEED(vm_measure(&vm));
+	vcpu = es_vcpu(&vm, KVM_X86_DEFAULT_VM);
+	NEED(vm_measure(&vm));
+	CHECK_OP(&vm, vm_op(&vm, SEV_LAUNCH_UPDATE_VMSA, NULL), EIO, FW_INVALID_GUEST_STATE);
+}
+
 static void es_memory(void)
 {
 	uint8_t *out = conf_pages(2), plain[2 * PAGE];
@@ -107,6 +194,7 @@ struct halted {
 	int vcpu;
 	pthread_t runner;
 	atomic_int run_result; /* -1 while KVM_RUN lasts */
+	atomic_int regs_result;
 };
 
 static void on_signal(int number)
@@ -148,6 +236,7 @@ static void halted_start(struct halted *halted)
 	halted->vcpu = vm_vcpu(&halted->vm, 0);
 	NEED(vm_op(&halted->vm, SEV_LAUNCH_FINISH, NULL));
 	atomic_store(&halted->run_result, -1);
+	atomic_store(&halted->regs_result, -1);
 	CHECK(pthread_create(&halted->runner, NULL, run_body, halted) == 0);
 	pause_ms(200);
 	CHECK_EQ(atomic_load(&halted->run_result), -1);
@@ -164,16 +253,39 @@ static void halted_stop(struct halted *halted)
 	CHECK_ERRNO(atomic_load(&halted->run_result), EINTR);
 }
 
+static void *regs_body(void *argument)
+{
+	struct halted *halted = argument;
+	struct vcpu_regs regs;
+
+	atomic_store(&halted->regs_result, conf_ioctl(halted->vcpu, KVM_GET_REGS, &regs));
+	return NULL;
+}
+
+static void registers_wait(void)
+{
+	static struct halted halted;
+	pthread_t reader;
+
+	halted_start(&halted);
+	CHECK(pthread_create(&reader, NULL, regs_body, &halted) == 0);
+	pause_ms(200);
+	CHECK_EQ(atomic_load(&halted.regs_result), -1);
+	halted_stop(&halted);
+	CHECK(pthread_join(reader, NULL) == 0);
+	CHECK_ERRNO(atomic_load(&halted.regs_result), 0);
+}
+
 static void vm_ioctls_go_on(void)
 {
 	static struct halted halted;
 	struct sev_guest_status status;
-	uint8_t *out = conf_pages(1);
+	uint8_t *out = conf_pages(2);
 
 	halted_start(&halted);
 	CHECK_OP(&halted.vm, vm_status(&halted.vm, &status), 0, 0U);
 	CHECK_EQ(status.state, STATE_RUNNING);
-	CHECK_OP(&halted.vm, vm_decrypt(&halted.vm, out, out, PAGE), 0, 0U);
+	CHECK_OP(&halted.vm, vm_decrypt(&halted.vm, out, out + PAGE, PAGE), 0, 0U);
 	CHECK_EQ(atomic_load(&halted.run_result), -1);
 	halted_stop(&halted);
 }
@@ -182,7 +294,11 @@ const struct row rows_vcpu[] = {
 	ROW("vcpu.plain-sev", ON_ANY, plain_sev, "3: registers of a plain SEV guest are as ever"),
 	ROW("vcpu.other-process", ON_ANY, other_process, "3: EIO"),
 	ROW("vcpu.es-before-sealing", ON_ANY, es_before_sealing, "3: before LAUNCH_UPDATE_VMSA nothing is hidden"),
+	ROW("vcpu.es-legacy", ON_ANY, es_legacy, "3: SEV-ES, default VM type: calls succeed and tell nothing"),
+	ROW("vcpu.es-own-type", ON_ANY, es_own_type, "3: SEV-ES VM type: EINVAL"),
+	ROW("vcpu.update-vmsa", ON_ANY, update_vmsa, "1.3, 3: what LAUNCH_UPDATE_VMSA refuses"),
 	ROW("vcpu.es-memory", ON_ANY, es_memory, "2: debug commands on memory work as for SEV"),
+	ROW("vcpu.registers-wait", ON_ANY, registers_wait, "3: a vCPU's ioctls wait until it leaves KVM_RUN"),
 	ROW("vcpu.vm-ioctls-go-on", ON_ANY, vm_ioctls_go_on, "3: those of the VM do not"),
 	END_OF_ROWS,
 };
