@@ -12,6 +12,7 @@ int sk_write(int pid, uint64_t hva, const void *buffer, size_t nbytes, size_t *d
 /* sk_host.h */
 int sk_same_file(int pid1, int fd1, int pid2, int fd2, int *same, struct sk_error *err);
 int sk_same_memory(int pid1, int pid2, int *same, struct sk_error *err);
+int sk_is_thread_of(int pid, int tid);
 void sk_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t out[4]);
 int64_t sk_ioctl(int fd, uint64_t request, uint64_t argument);
 
@@ -92,3 +93,6 @@ int sk_retype_begin(int32_t tid, uint64_t request, uint64_t new_argument, uint32
                     struct sk_retype *out, struct sk_error *err);
 int sk_retype_wait(const struct sk_retype *retype, uint32_t timeout_ms, int64_t *result, struct sk_error *err);
 void sk_retype_end(const struct sk_retype *retype);
+
+/* sk_kept.h */
+int sk_kept_is_at(int socket, int32_t tid, int fd);

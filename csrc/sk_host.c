@@ -29,6 +29,12 @@ enum sk_status sk_same_memory(pid_t pid1, pid_t pid2, int *same, struct sk_error
 	return compare(pid1, pid2, KCMP_VM, 0, 0, same, err);
 }
 
+int sk_is_thread_of(pid_t pid, pid_t tid)
+{
+	/* signal 0 goes to nobody; EPERM: it is there, but not ours to signal */
+	return syscall(SYS_tgkill, pid, tid, 0) == 0 || errno == EPERM;
+}
+
 void sk_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t out[4])
 {
 	memset(out, 0, 4 * sizeof out[0]);

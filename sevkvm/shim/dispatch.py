@@ -19,7 +19,7 @@ from sevkvm.shim.sev_node import PATH as SEV_PATH
 from sevkvm.shim.sev_node import SevNode
 from sevkvm.shim.sev_op import KernelCorrupted
 from sevkvm.shim.sevdev import SevDevice
-from sevkvm.shim.supervised import SupervisedCaller, process_of
+from sevkvm.shim.supervised import Processes, SupervisedCaller
 from sevkvm.shim.target import CallerGone
 
 _PATH_NBYTES: Final = 64
@@ -70,6 +70,7 @@ class Dispatcher:
         self._node = SevNode()
         self._device = SevDevice(kernel)
         self._replay = Replay(kernel)
+        self._processes = Processes()
         self._spaces = AddressSpaces()
 
     def handle(self, call: Notification) -> None:
@@ -97,6 +98,7 @@ class Dispatcher:
         """What is due now and then: VMs closed, processes ended."""
         self.kvm.forget_dead()
         self._spaces.forget_dead()
+        self._processes.forget_dead()
 
     def close(self) -> None:
         """The host is gone."""
@@ -105,7 +107,7 @@ class Dispatcher:
         self._node.close()
 
     def _caller(self, call: Notification) -> SupervisedCaller:
-        pid = process_of(call.tid)
+        pid = self._processes.of(call.tid)
         space = self._spaces.of(pid)
         if space is None:
             raise CallerGone

@@ -9,11 +9,8 @@ from __future__ import annotations
 import array
 import os
 import socket
-from typing import Final
 
-from sevkvm import errors, native
-
-_INT_NBYTES: Final = array.array("i").itemsize
+from sevkvm.native import lib
 
 
 class KeptFile:
@@ -27,15 +24,7 @@ class KeptFile:
 
     def is_at(self, tid: int, fd: int) -> bool:
         """Is descriptor ``fd`` of that thread this very file?"""
-        flags = socket.MSG_PEEK | socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
-        _, ancillary, _, _ = self._socket.recvmsg(1, socket.CMSG_SPACE(_INT_NBYTES), flags)
-        (ours,) = array.array("i", ancillary[0][2][:_INT_NBYTES])
-        try:
-            return native.same_file(os.getpid(), ours, tid, fd)
-        except errors.SevKvmError:
-            return False
-        finally:
-            os.close(ours)
+        return bool(lib.sk_kept_is_at(self._socket.fileno(), tid, fd))
 
     def close(self) -> None:
         """Let the file go."""

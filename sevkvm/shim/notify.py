@@ -81,7 +81,7 @@ class Notification:
 
     __slots__ = ("_listener", "args", "id", "number", "tid")
 
-    def __init__(self, listener: int, raw: Any) -> None:
+    def __init__(self, listener: Listener, raw: Any) -> None:
         self._listener = listener
         self.id = int(raw.id)
         self.tid = int(raw.tid)
@@ -92,33 +92,34 @@ class Notification:
             args = args[0] & 0xFFFFFFFF, args[1] & 0xFFFFFFFF, *args[2:]
         self.args: tuple[int, ...] = args
 
-    def _delivered(self, status: int, call: Call) -> bool:
+    def _delivered(self, status: int) -> bool:
         if status in (Status.OK, Status.NO_PROCESS):
             return bool(status == Status.OK)
-        raise call_error(call)
+        raise call_error(self._listener.call)
 
     def valid(self) -> bool:
         """Does the caller still wait? If not, what was read of its memory is worthless."""
-        call = Call()
-        valid = ffi.new("int *")
-        call.check(lib.sk_notify_valid(self._listener, self.id, valid, call.err))
+        listener = self._listener
+        valid = listener.valid
+        if lib.sk_notify_valid(listener.fd, self.id, valid, listener.call.err):
+            raise call_error(listener.call)
         return bool(valid[0])
 
     def answer(self, result: int) -> bool:
         """The call returns ``result``, or fails with errno ``-result``."""
-        call = Call()
+        listener = self._listener
         value, os_errno = (result, 0) if result >= 0 else (0, -result)
-        return self._delivered(lib.sk_notify_answer(self._listener, self.id, value, os_errno, call.err), call)
+        return self._delivered(lib.sk_notify_answer(listener.fd, self.id, value, os_errno, listener.call.err))
 
     def answer_fd(self, fd: int, *, cloexec: bool) -> bool:
         """The call returns a duplicate of our ``fd``."""
-        call = Call()
-        return self._delivered(lib.sk_notify_answer_fd(self._listener, self.id, fd, cloexec, call.err), call)
+        listener = self._listener
+        return self._delivered(lib.sk_notify_answer_fd(listener.fd, self.id, fd, cloexec, listener.call.err))
 
     def proceed(self) -> bool:
         """Let the kernel carry the call out itself."""
-        call = Call()
-        return self._delivered(lib.sk_notify_continue(self._listener, self.id, call.err), call)
+        listener = self._listener
+        return self._delivered(lib.sk_notify_continue(listener.fd, self.id, listener.call.err))
 
 
 def call_error(call: Call) -> errors.SevKvmError:
@@ -128,10 +129,15 @@ def call_error(call: Call) -> errors.SevKvmError:
 
 
 class Listener:
-    """The receiving end of one filter. Opens of other paths than ``paths`` never come out of it."""
+    """The receiving end of one filter. Opens of other paths than ``paths`` never come out of it.
+
+    ``call`` and ``valid`` are room for the core to write to, one for all calls: a listener belongs to one thread.
+    """
 
     def __init__(self, fd: int, paths: Sequence[str]) -> None:
         self.fd = fd
+        self.call = Call()
+        self.valid: Any = ffi.new("int *")
         self._strings = [ffi.new("char[]", path.encode()) for path in paths]
         self._paths = ffi.new("char *[]", self._strings)
         self._raw: Any = ffi.new("struct sk_notification *")
@@ -142,13 +148,13 @@ class Listener:
 
     def receive(self) -> Notification | None:
         """The next call, once the descriptor is readable; None if it was none of ours, or is withdrawn."""
-        call = Call()
-        status = lib.sk_notify_receive_ours(self.fd, self._paths, len(self._strings), self._raw, call.err)
-        if status == Status.NO_PROCESS or (status == Status.OK and not self._raw.id):
+        raw = self._raw
+        status = lib.sk_notify_receive_ours(self.fd, self._paths, len(self._strings), raw, self.call.err)
+        if status == Status.NO_PROCESS or (status == Status.OK and not raw.id):
             return None
         if status:
-            raise call_error(call)
-        return Notification(self.fd, self._raw)
+            raise call_error(self.call)
+        return Notification(self, raw)
 
     def close(self) -> None:
         """Close it: whoever calls a trapped system call from now on gets ENOSYS."""

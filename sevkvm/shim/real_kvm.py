@@ -85,10 +85,11 @@ class RealVms:
 
     def vm_at(self, tid: int, fd: int) -> RealVm | None:
         """The VM behind a descriptor; None if it is no VM, or one from outside."""
-        if proc_fds.link(tid, fd) != _VM_LINK:
-            return None
-        self._find_created()
-        return self._known_vm(tid, fd)
+        found = self._known_vm(tid, fd)
+        if found is None and self._created and proc_fds.link(tid, fd) == _VM_LINK:
+            self._find_created()
+            found = self._known_vm(tid, fd)
+        return found
 
     def vcpu_at(self, tid: int, fd: int) -> RealVcpu | None:
         """The vCPU behind a descriptor; None if it is none of ours."""

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from sevkvm import errors, native
+from sevkvm.native import lib
 from sevkvm.shim import limits
 from sevkvm.shim.target import CallerGone
 
@@ -17,8 +18,26 @@ if TYPE_CHECKING:
     from sevkvm.shim.target import Backing
 
 
-def process_of(tid: int) -> int:
-    """The process (thread group) of a thread; CallerGone if it has ended."""
+class Processes:
+    """Which process a thread belongs to, asked for every call and remembered."""
+
+    def __init__(self) -> None:
+        self._pids: dict[int, int] = {}
+
+    def of(self, tid: int) -> int:
+        """The process (thread group) of a thread; CallerGone if it has ended."""
+        pid = self._pids.get(tid)
+        # a thread id may have become somebody else's
+        if pid is None or not lib.sk_is_thread_of(pid, tid):
+            pid = self._pids[tid] = _process_of(tid)
+        return pid
+
+    def forget_dead(self) -> None:
+        """Keep what is true still."""
+        self._pids = {tid: pid for tid, pid in self._pids.items() if lib.sk_is_thread_of(pid, tid)}
+
+
+def _process_of(tid: int) -> int:
     try:
         with open(f"/proc/{tid}/status", "rb") as file:
             for line in file:
