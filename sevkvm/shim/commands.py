@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from sevkvm.abi.sev import SevCmd
-from sevkvm.shim import dbg_crypt, guest_init, launch_ops, migration_ops, secret_ops
+from sevkvm.shim import dbg_crypt, guest_init, launch_ops, migration_ops, secret_ops, snp_launch_ops
 from sevkvm.shim.sev_op import SevOp
 
 Handler = Callable[[SevOp], None]
@@ -29,6 +29,9 @@ HANDLERS: Final[dict[int, Handler]] = {
     SevCmd.RECEIVE_START: migration_ops.receive_start,
     SevCmd.RECEIVE_UPDATE_DATA: migration_ops.receive_update_data,
     SevCmd.RECEIVE_FINISH: migration_ops.receive_finish,
+    SevCmd.SNP_LAUNCH_START: snp_launch_ops.launch_start,
+    SevCmd.SNP_LAUNCH_UPDATE: snp_launch_ops.launch_update,
+    SevCmd.SNP_LAUNCH_FINISH: snp_launch_ops.launch_finish,
     SevCmd.GUEST_STATUS: launch_ops.guest_status,
     SevCmd.DBG_DECRYPT: dbg_crypt.dbg_decrypt,
     SevCmd.DBG_ENCRYPT: dbg_crypt.dbg_encrypt,

@@ -4,8 +4,8 @@ It sees system-physical addresses and data, never processes. Each command checks
 firmware (amd/AMD-ASPFW, Genoa era, sev_mcmd.c) and raises FirmwareFailure with the status. ``counts`` counts
 commands as a mailbox would see them: one for each page-bounded piece of a DBG or UPDATE command.
 
-The commands are grouped as the SEV API groups them: platform_commands, launch_commands, migration_commands, and
-here those about any guest's life.
+The commands are grouped as the SEV API groups them: platform_commands, launch_commands, migration_commands,
+snp_guest_commands, and here those about any guest's life.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from sevkvm.shim.firmware_core import API_VERSION, BUILD, MAX_ASID, MAX_GUESTS, 
 from sevkvm.shim.firmware_failure import FirmwareFailure, require
 from sevkvm.shim.migration_commands import MigrationCommands
 from sevkvm.shim.platform_commands import FLAG_ES, PlatformCommands
+from sevkvm.shim.snp_guest_commands import SnpGuestCommands
 
 __all__ = [
     "API_VERSION",
@@ -29,7 +30,7 @@ __all__ = [
 ]
 
 
-class Firmware(PlatformCommands, MigrationCommands):
+class Firmware(PlatformCommands, MigrationCommands, SnpGuestCommands):
     """One secure processor. Not thread-safe: the kernel model's lock serialises, as the mailbox does."""
 
     def activate(self, handle: int, asid: int) -> None:

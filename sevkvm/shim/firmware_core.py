@@ -7,7 +7,7 @@ Source: AMD publication 55766, "Secure Encrypted Virtualization API", chapters 3
 from __future__ import annotations
 
 from collections import Counter
-from typing import Final
+from typing import Any, Final
 
 from sevkvm.abi.sev import FwStatus, GuestState, PlatformState
 from sevkvm.shim.cipher import HostTweak
@@ -31,6 +31,7 @@ class FirmwareCore:
         self.tweak = HostTweak() if tweak is None else tweak
         self.keys = PlatformKeys(API_VERSION) if keys is None else keys
         self.guests: dict[int, GuestContext] = {}
+        self.snp_guests: dict[int, Any] = {}  # by context; see snp_guest_commands.py
         self.counts: Counter[str] = Counter()
         self.faults = Faults()
         self.initialised = True  # the driver initialises the platform when it loads

@@ -12,7 +12,7 @@ from typing import Final
 from sevkvm.abi.sev import INIT_NBYTES, PlatformState, SevInit
 from sevkvm.shim.firmware import MAX_ASID, MIN_SEV_ASID
 from sevkvm.shim.sev_op import Errno, SevOp
-from sevkvm.shim.vm import VM_TYPE_DEFAULT, VM_TYPE_SEV, VM_TYPE_SEV_ES
+from sevkvm.shim.vm import VM_TYPE_DEFAULT, VM_TYPE_SEV, VM_TYPE_SEV_ES, VM_TYPE_SNP
 
 DEBUG_SWAP: Final = 1 << 5  # SEV_FEATURES of the VMSA, AMD64 APM volume 2, appendix B
 VMSA_FEATURES: Final = (
@@ -38,11 +38,11 @@ def es_init(op: SevOp) -> None:
 
 def init2(op: SevOp) -> None:
     """KVM_SEV_INIT2: the same for the VM types that say what they are."""
-    if op.vm.active or op.vm.vm_type not in (VM_TYPE_SEV, VM_TYPE_SEV_ES):
+    if op.vm.active or op.vm.vm_type not in (VM_TYPE_SEV, VM_TYPE_SEV_ES, VM_TYPE_SNP):
         raise Errno(errno.EINVAL)
     params = SevInit.unpack(op.copy_from_user(op.data, INIT_NBYTES))
     op.record.args.update(vmsa_features=params.vmsa_features, ghcb_version=params.ghcb_version)
-    _init(op, params, es=op.vm.vm_type == VM_TYPE_SEV_ES)
+    _init(op, params, es=op.vm.vm_type != VM_TYPE_SEV)
 
 
 def _require_default_type(op: SevOp) -> None:

@@ -13,7 +13,7 @@ from typing import Final
 
 from sevkvm.abi import kvm as abi
 from sevkvm.abi.kvm import EnableCap
-from sevkvm.abi.sev import CMD_ERROR_OFFSET, CMD_NBYTES, KvmSevCmd
+from sevkvm.abi.sev import CMD_ERROR_OFFSET, CMD_NBYTES, KvmSevCmd, SevCmd
 from sevkvm.shim import regions
 from sevkvm.shim.commands import HANDLERS, command_name
 from sevkvm.shim.faults import Faults
@@ -22,7 +22,7 @@ from sevkvm.shim.generation import Generation
 from sevkvm.shim.log import CommandLog, Record
 from sevkvm.shim.mirror import ALLOWED_ON_MIRRORS, copy_context, move_context
 from sevkvm.shim.pace import Pace
-from sevkvm.shim.sev_op import Errno, SevOp, forget_guest
+from sevkvm.shim.sev_op import Errno, SevOp, forget_guest, forget_snp_guest
 from sevkvm.shim.target import Caller, read_exactly
 from sevkvm.shim.vm import VM_TYPE_DEFAULT, Vm
 
@@ -87,6 +87,8 @@ class Kernel:
                 self._release(vm.owner)
         elif vm.handle:
             forget_guest(self.firmware, vm.handle)
+        elif vm.snp_context:
+            forget_snp_guest(self.firmware, vm.snp_context)
 
     def refuses(self, vm: Vm, caller: Caller) -> bool:
         """EIO to everything: the VM is another address space's, or dead."""
@@ -159,9 +161,10 @@ class Kernel:
         return self._logged(op, dispatch)
 
     def _dispatch(self, op: SevOp, command: int, argument: int, raw: bytes) -> None:
-        # SNP VMs (EPERM) are refused before the id is looked at, too
         if op.vm.owner and command not in ALLOWED_ON_MIRRORS:
             raise Errno(errno.EINVAL)
+        if op.vm.snp and command < SevCmd.SNP_LAUNCH_START:
+            raise Errno(errno.EPERM)
         handler = HANDLERS.get(command)
         if handler is None:
             raise Errno(errno.EINVAL)

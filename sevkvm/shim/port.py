@@ -11,6 +11,9 @@
     ``vm_fd``, ``sev_fd``, ``vcpu_fds`` and ``slots`` [(gpa, nbytes, hva)], and ``vcpu(i)`` whose ``regs``, ``sregs``
     and ``cpuid`` may be set, and ``hva(gpa)``.
 
+``launch_snp_guest(ram, *, policy=SNP_POLICY, vcpus=1, port=None) -> FakeGuest``
+    The same for a SEV-SNP guest. Its memory is not where a VMM could see it, so ``ram`` is what it shares.
+
 ``FakePort(kernel=None, *, scratch_nbytes=1 << 20, cbit_pos=51)``
     The IoctlPort. ``map(nbytes_or_bytes, hva=None, writable=True)`` adds memory; ``open_sev()``, ``create_vm()``,
     ``create_vcpu(vm_fd, i)`` add descriptors; ``files`` is the descriptor table. A second FakePort with the same
@@ -21,13 +24,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from sevkvm.abi import kvm as abi
 from sevkvm.abi import sev
 from sevkvm.shim.fake_port import ARGS_NBYTES, FakePort, SevFile
 from sevkvm.shim.mini_kvm import VcpuFile
 
-__all__ = ["FakeGuest", "FakePort", "SevFile", "launch_guest"]
+__all__ = ["SNP_POLICY", "FakeGuest", "FakePort", "SevFile", "launch_guest", "launch_snp_guest"]
+
+SNP_POLICY: Final = 0x30000  # QEMU's default: SMT is allowed
 
 
 @dataclass
@@ -76,13 +82,10 @@ def launch_guest(
         port.sev_op(vm_fd, sev.SevCmd.LAUNCH_START, start.pack(), sev_fd=sev_fd)
     guest.vcpu_fds = [port.create_vcpu(vm_fd, index) for index in range(vcpus)]
     shared = sorted(shared)
-    for number, (gpa, contents) in enumerate(sorted(ram.items())):
-        region = port.map(contents)
-        guest.slots.append((gpa, len(region.data), region.hva))
-        port.write(port.args_hva, abi.pack_memory_region(number, 0, *guest.slots[-1]))
-        port.ioctl(vm_fd, abi.KVM_SET_USER_MEMORY_REGION, port.args_hva)
+    _map_slots(guest, ram)
+    for gpa, length, _ in guest.slots:
         if policy is not None:
-            for start_gpa, nbytes in _private(gpa, len(region.data), shared):
+            for start_gpa, nbytes in _private(gpa, length, shared):
                 data = sev.pack_uaddr_len(guest.hva(start_gpa), nbytes)
                 port.sev_op(vm_fd, sev.SevCmd.LAUNCH_UPDATE_DATA, data)
     if policy is not None and finish:
@@ -92,6 +95,30 @@ def launch_guest(
         port.sev_op(vm_fd, sev.SevCmd.LAUNCH_MEASURE, sev.pack_uaddr_len(room, 48))
         port.sev_op(vm_fd, sev.SevCmd.LAUNCH_FINISH)
     return guest
+
+
+def launch_snp_guest(
+    ram: Mapping[int, bytes], *, policy: int = SNP_POLICY, vcpus: int = 1, port: FakePort | None = None
+) -> FakeGuest:
+    """Launch a SEV-SNP guest as documented at the top of this module."""
+    port = FakePort() if port is None else port
+    guest = FakeGuest(port, port.create_vm(abi.KVM_X86_SNP_VM), port.open_sev())
+    port.sev_op(guest.vm_fd, sev.SevCmd.INIT2, sev.SevInit().pack())
+    start = policy.to_bytes(8, "little").ljust(64, b"\0")
+    port.sev_op(guest.vm_fd, sev.SevCmd.SNP_LAUNCH_START, start, sev_fd=guest.sev_fd)
+    guest.vcpu_fds = [port.create_vcpu(guest.vm_fd, index) for index in range(vcpus)]
+    _map_slots(guest, ram)
+    port.sev_op(guest.vm_fd, sev.SevCmd.SNP_LAUNCH_FINISH, bytes(88), sev_fd=guest.sev_fd)
+    return guest
+
+
+def _map_slots(guest: FakeGuest, ram: Mapping[int, bytes]) -> None:
+    port = guest.port
+    for number, (gpa, contents) in enumerate(sorted(ram.items())):
+        region = port.map(contents)
+        guest.slots.append((gpa, len(region.data), region.hva))
+        port.write(port.args_hva, abi.pack_memory_region(number, 0, *guest.slots[-1]))
+        port.ioctl(guest.vm_fd, abi.KVM_SET_USER_MEMORY_REGION, port.args_hva)
 
 
 def _private(gpa: int, nbytes: int, shared: list[tuple[int, int]]) -> list[tuple[int, int]]:

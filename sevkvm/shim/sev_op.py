@@ -66,6 +66,12 @@ def forget_guest(firmware: Firmware, handle: int) -> None:
             command(handle)
 
 
+def forget_snp_guest(firmware: Firmware, context: int) -> None:
+    """snp_decommission_context, which warns at most."""
+    with suppress(FirmwareFailure, DriverFailure):
+        firmware.snp_decommission(context)
+
+
 def lengths_told(refusal: Errno) -> tuple[int, ...]:
     """What a firmware that refused has put into the length fields; nothing if it was not the firmware."""
     cause = refusal.__cause__

@@ -50,6 +50,7 @@ class Vm:
     asid: int = 0
     handle: int = 0
     sev_fd: int = 0
+    snp_context: int = 0
     pages_locked: int = 0
     vmsa_features: int = 0
     ghcb_version: int = 0
@@ -58,6 +59,11 @@ class Vm:
     vcpus_in_creation: int = 0
     owner: Vm | None = None
     mirrors: list[Vm] = field(default_factory=list)
+
+    @property
+    def snp(self) -> bool:
+        """sev_snp_guest()."""
+        return self.active and self.vm_type == VM_TYPE_SNP
 
     @property
     def has_protected_state(self) -> bool:
@@ -78,4 +84,4 @@ class Vm:
     @property
     def needs_init(self) -> bool:
         """A VM whose type says SEV runs no vCPU before INIT2."""
-        return self.vm_type in (VM_TYPE_SEV, VM_TYPE_SEV_ES) and not self.active
+        return self.vm_type in (VM_TYPE_SEV, VM_TYPE_SEV_ES, VM_TYPE_SNP) and not self.active
