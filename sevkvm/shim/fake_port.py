@@ -13,7 +13,8 @@ from sevkvm.abi import sev
 from sevkvm.shim.cpuid import DEFAULT_CBIT_POS
 from sevkvm.shim.fake_memory import PAGE_NBYTES, FakeMemory, Region
 from sevkvm.shim.kernel import Kernel
-from sevkvm.shim.mini_kvm import MiniKvm, SystemFile, VcpuFile, VmFile
+from sevkvm.shim.mini_kvm import MiniKvm, SystemFile, VmFile
+from sevkvm.shim.mini_vcpu import VcpuFile
 from sevkvm.shim.sevdev import SevDevice
 
 ARGS_NBYTES: Final = 16 * 1024

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from sevkvm.abi import kvm as abi
-from sevkvm.shim import capabilities, sealed_vcpu
+from sevkvm.shim import capabilities
 from sevkvm.shim.cpuid import supported_cpuid
 from sevkvm.shim.kernel import CONTEXT_CAPABILITIES, SEV_REQUESTS, Kernel
+from sevkvm.shim.mini_vcpu import VcpuFile, vcpu_ioctl
 from sevkvm.shim.sev_op import Errno
 from sevkvm.shim.target import Caller, TargetMemory
-from sevkvm.shim.vcpu_state import get, get_cpuid, put, put_cpuid, reset_regs, sregs2_of
-from sevkvm.shim.vm import Vcpu, Vm
+from sevkvm.shim.vcpu_state import get, put_cpuid
+from sevkvm.shim.vm import Vm
 
 VCPU_MMAP_NBYTES: Final = 3 * 4096  # kvm_run, port I/O data, coalesced MMIO ring
 _MAX_VCPUS: Final = 64
@@ -37,39 +38,9 @@ _CAPABILITIES: Final = {
 _REGION: Final = struct.Struct("<IIQQQ")
 
 
-_OTHER_SETS: Final = {
-    abi.KVM_SET_FPU: abi.KVM_GET_FPU,
-    abi.KVM_SET_XSAVE: abi.KVM_GET_XSAVE,
-    abi.KVM_SET_XCRS: abi.KVM_GET_XCRS,
-    abi.KVM_SET_DEBUGREGS: abi.KVM_GET_DEBUGREGS,
-}
-_OTHER_GETS: Final = frozenset(_OTHER_SETS.values())
-
-
 @dataclass(eq=False)
 class SystemFile:
     """An open ``/dev/kvm``."""
-
-
-@dataclass(eq=False)
-class VcpuFile:
-    """A vCPU: registers as they were set; ``other`` are whole structs by the request that gets them."""
-
-    vm: Vm
-    index: int
-    state: Vcpu
-    regs: abi.Regs = field(default_factory=reset_regs)
-    cpuid: list[abi.CpuidEntry] = field(default_factory=list)
-    other: dict[int, bytes] = field(default_factory=dict)
-
-    @property
-    def sregs(self) -> abi.Sregs:
-        """Control and segment registers."""
-        return self.state.sregs
-
-    @sregs.setter
-    def sregs(self, sregs: abi.Sregs) -> None:
-        self.state.sregs = sregs
 
 
 @dataclass(eq=False)
@@ -106,7 +77,9 @@ class MiniKvm:
                 case VmFile():
                     return self._vm(file, caller, request, argument)
                 case VcpuFile():
-                    return self._vcpu(file, caller, request, argument)
+                    if self.kernel.refuses(file.vm, caller):
+                        raise Errno(errno.EIO)
+                    return vcpu_ioctl(file, caller.memory, request, argument)
         except Errno as error:
             return -error.errno
 
@@ -163,37 +136,6 @@ class MiniKvm:
         if enable.capability not in CONTEXT_CAPABILITIES:
             raise Errno(errno.EINVAL)
         return self.kernel.enable_cap(vm, caller, enable, vm_at)
-
-    def _vcpu(self, file: VcpuFile, caller: Caller, request: int, argument: int) -> Answer:
-        if self.kernel.refuses(file.vm, caller):
-            raise Errno(errno.EIO)
-        memory = caller.memory
-        if request in sealed_vcpu.REQUESTS:
-            answer = sealed_vcpu.ioctl(file.vm, file.state, memory, request, argument)
-            if answer is not None:
-                return answer
-        match request:
-            case abi.KVM_GET_REGS:
-                put(memory, argument, file.regs.pack())
-            case abi.KVM_SET_REGS:
-                file.regs = abi.Regs.unpack(get(memory, argument, abi.REGS_NBYTES))
-            case abi.KVM_GET_SREGS:
-                put(memory, argument, file.sregs.pack())
-            case abi.KVM_GET_SREGS2:
-                put(memory, argument, sregs2_of(file.sregs))
-            case abi.KVM_SET_SREGS | abi.KVM_SET_SREGS2 | abi.KVM_SET_GUEST_DEBUG:
-                pass  # remembered above
-            case abi.KVM_GET_CPUID2:
-                put_cpuid(memory, argument, file.cpuid)
-            case abi.KVM_SET_CPUID2:
-                file.cpuid = get_cpuid(memory, argument)
-            case _ if request in _OTHER_GETS:
-                put(memory, argument, file.other.get(request, bytes(abi.request_nbytes(request))))
-            case _ if request in _OTHER_SETS:
-                file.other[_OTHER_SETS[request]] = get(memory, argument, abi.request_nbytes(request))
-            case _:
-                raise Errno(errno.ENOTTY)
-        return 0
 
 
 def _device_attribute(memory: TargetMemory, request: int, hva: int) -> int:

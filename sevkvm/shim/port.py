@@ -29,7 +29,7 @@ from typing import Final
 from sevkvm.abi import kvm as abi
 from sevkvm.abi import sev
 from sevkvm.shim.fake_port import ARGS_NBYTES, FakePort, SevFile
-from sevkvm.shim.mini_kvm import VcpuFile
+from sevkvm.shim.mini_vcpu import VcpuFile
 
 __all__ = ["SNP_POLICY", "FakeGuest", "FakePort", "SevFile", "launch_guest", "launch_snp_guest"]
 

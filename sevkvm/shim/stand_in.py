@@ -13,7 +13,8 @@ from sevkvm.shim import proc_fds
 from sevkvm.shim.address_space import AddressSpace
 from sevkvm.shim.cpuid import DEFAULT_CBIT_POS
 from sevkvm.shim.kernel import Kernel
-from sevkvm.shim.mini_kvm import VCPU_MMAP_NBYTES, KvmFile, MiniKvm, SystemFile, VcpuFile, VmFile
+from sevkvm.shim.mini_kvm import VCPU_MMAP_NBYTES, KvmFile, MiniKvm, SystemFile, VmFile
+from sevkvm.shim.mini_vcpu import VcpuFile
 from sevkvm.shim.notify import SharedPage
 from sevkvm.shim.supervised import SupervisedCaller
 from sevkvm.shim.target import Caller

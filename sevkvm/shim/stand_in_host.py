@@ -6,7 +6,7 @@ import errno
 
 from sevkvm.abi import kvm as abi
 from sevkvm.shim.kernel import SEV_REQUESTS, Kernel
-from sevkvm.shim.mini_kvm import VcpuFile
+from sevkvm.shim.mini_vcpu import VcpuFile
 from sevkvm.shim.notify import ALL_KVM_REQUESTS
 from sevkvm.shim.parking import Parking
 from sevkvm.shim.replay import Replay
