@@ -2,7 +2,7 @@
  * Does this host's KVM answer SEV ioctls as Linux does, check by check?
  *
  *   cc -o sev_conformance sev_conformance.c conformance/?*.c -lpthread
- *   ./sev_conformance [--generation old|new|auto] [--only ROW]... [--destructive] [--sev PATH]
+ *   ./sev_conformance [--generation old|new|auto] [--only ROW]... [--destructive] [--broken HOW] [--sev PATH]
  *   ./sev_conformance --list [--generation old|new]
  *
  * Prints TAP: "ok N - row", "not ok N - row" with a diagnostic line, "ok N - row # SKIP reason". Ends with 0 if no row
@@ -11,7 +11,7 @@
  * The generations: "old" is Linux 5.11 to 7.1, "new" has the rewrite of the debug commands of May 2026. "auto" asks the
  * kernel for the difference. Rows that differ between them come in two, and only those of one run. Rows that could
  * harm a real host (a kernel of the old generation writes outside of the page that it was given) are left out unless
- * --destructive is given, which is meant for pretended hosts.
+ * --destructive is given, which is meant for pretended hosts. --broken: this host is made to fail (rows_broken.c).
  */
 #include "conformance/harness.h"
 
@@ -23,8 +23,8 @@
 
 static const struct row *const tables[] = {
 	rows_order,    rows_debug_errors, rows_debug_pins, rows_debug_data, rows_debug_old, rows_fd,
-	rows_firmware, rows_launch,	  rows_measure,	   rows_secret,	    rows_regions,   rows_mirror,
-	rows_vcpu,     rows_types,	  rows_device,	   rows_platform,
+	rows_firmware, rows_broken,	  rows_launch,	   rows_measure,    rows_secret,    rows_regions,
+	rows_mirror,   rows_vcpu,	  rows_types,	   rows_device,	    rows_platform,
 };
 
 struct options {
@@ -37,7 +37,8 @@ struct options {
 static void usage(const char *program)
 {
 	fprintf(stderr,
-		"usage: %s [--generation old|new|auto] [--list] [--only ROW]... [--destructive] [--sev PATH]\n",
+		"usage: %s [--generation old|new|auto] [--list] [--only ROW]... [--destructive] [--broken HOW]\n"
+		"       [--sev PATH]\n",
 		program);
 	exit(2);
 }
@@ -114,7 +115,7 @@ static void parse(int argc, char **argv, struct options *options)
 		{"generation", required_argument, NULL, 'g'}, {"list", no_argument, NULL, 'l'},
 		{"only", required_argument, NULL, 'o'},	      {"destructive", no_argument, NULL, 'd'},
 		{"sev", required_argument, NULL, 's'},	      {"after-exec", required_argument, NULL, 'x'},
-		{NULL, 0, NULL, 0},
+		{"broken", required_argument, NULL, 'b'},     {NULL, 0, NULL, 0},
 	};
 	int choice;
 
@@ -125,6 +126,8 @@ static void parse(int argc, char **argv, struct options *options)
 			options->list = true;
 		else if (choice == 'd')
 			options->destructive = true;
+		else if (choice == 'b')
+			conf.broken = optarg;
 		else if (choice == 's')
 			conf.sev_path = optarg;
 		else if (choice == 'x')

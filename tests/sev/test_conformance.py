@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sevkvm.shim.faults import Faults, parse_fault
 from sevkvm.shim.generation import Generation
 from sevkvm.shim.supervisor import KvmMode, SevHost
 from tests.support import conformance
@@ -20,13 +21,20 @@ pytestmark = pytest.mark.sev
 # What pretend hosts do not have, and what nobody can bring about with ioctls. No other row may be skipped there.
 NOT_ON_A_PRETEND_HOST = {
     "order.snp",
-    "firmware.psp-gone",
     "firmware.inactive",
     "firmware.not-initialised",
     "firmware.bad-range",
     "firmware.snp-buffers",
     "device.no-processor",
     "device.old-firmware",
+}
+
+# Rows for a secure processor that fails, and how it is made to.
+BROKEN = {
+    "timeout": "psp-timeout:after=30",
+    "dead": "psp-dead:after=30",
+    "absent": "guest_status:errno=ENODEV",
+    "third-page": "dbg_decrypt:after=2:count=1:status=HWSEV_RET_PLATFORM",
 }
 
 Results = Callable[[KvmMode, Generation], dict[str, Verdict]]
@@ -53,13 +61,17 @@ def results(program: Path) -> Results:
     return results
 
 
-@pytest.mark.parametrize("row", conformance.rows("new"))
+def rows(generation: Generation) -> list[str]:
+    return [name for name in conformance.rows(generation) if not name.startswith("broken.")]
+
+
+@pytest.mark.parametrize("row", rows("new"))
 @pytest.mark.parametrize("kvm", ["real", "standin"])
 def test_new(kvm: KvmMode, row: str, results: Results) -> None:
     judge(results(kvm, "new")[row], row)
 
 
-@pytest.mark.parametrize("row", conformance.rows("old"))
+@pytest.mark.parametrize("row", rows("old"))
 @pytest.mark.parametrize("kvm", ["real", "standin"])
 def test_old(kvm: KvmMode, row: str, results: Results) -> None:
     judge(results(kvm, "old")[row], row)
@@ -70,6 +82,19 @@ def judge(verdict: Verdict, row: str) -> None:
     if verdict.skipped is not None:
         assert row in NOT_ON_A_PRETEND_HOST, verdict.skipped
         pytest.skip(verdict.skipped)
+
+
+@pytest.mark.parametrize("generation", ["new", "old"])
+@pytest.mark.parametrize("how", BROKEN)
+def test_broken(how: str, generation: Generation, program: Path) -> None:
+    require_kvm_mode("standin")
+    faults = Faults([parse_fault(BROKEN[how])])
+    row = f"broken.{how}"
+    with SevHost(kvm="standin", generation=generation, faults=faults) as host:
+        verdicts = conformance.run(
+            program, "--generation", generation, "--only", row, "--broken", how, popen=host.popen
+        )
+    assert verdicts == {row: Verdict(True, None, "")}
 
 
 @pytest.mark.skipif(not os.access("/dev/sev", os.R_OK | os.W_OK), reason="no /dev/sev here that we may use")

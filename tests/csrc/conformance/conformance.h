@@ -33,13 +33,14 @@ struct row {
 #define END_OF_ROWS {NULL, 0, NULL, NULL}
 
 extern const struct row rows_order[], rows_debug_errors[], rows_debug_pins[], rows_debug_data[], rows_debug_old[],
-	rows_fd[], rows_firmware[], rows_launch[], rows_measure[], rows_secret[], rows_regions[], rows_mirror[],
+	rows_fd[], rows_firmware[], rows_broken[], rows_launch[], rows_measure[], rows_secret[], rows_regions[], rows_mirror[],
 	rows_vcpu[], rows_types[], rows_device[], rows_platform[];
 
 /* What the run is like; the same in every row. */
 extern struct conformance {
 	enum generation generation;
 	const char *sev_path;
+	const char *broken; /* how this host is made to fail; NULL if it is not */
 	const char *program;
 } conf;
 

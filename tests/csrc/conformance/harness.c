@@ -57,7 +57,7 @@ const char *conf_errno(int error)
 		{0, "success"},	    {EPERM, "EPERM"},	  {ENXIO, "ENXIO"},   {E2BIG, "E2BIG"},	  {EBADF, "EBADF"},
 		{EINTR, "EINTR"},   {EIO, "EIO"},	  {ENOMEM, "ENOMEM"}, {EACCES, "EACCES"}, {EFAULT, "EFAULT"},
 		{EBUSY, "EBUSY"},   {EEXIST, "EEXIST"},	  {ENODEV, "ENODEV"}, {EINVAL, "EINVAL"}, {ENOTTY, "ENOTTY"},
-		{ENOSPC, "ENOSPC"}, {ENOSYS, "ENOSYS"},	  {524, "ENOTSUPP"},
+		{ENOSPC, "ENOSPC"}, {ENOSYS, "ENOSYS"},	  {524, "ENOTSUPP"},  {ETIMEDOUT, "ETIMEDOUT"},
 	};
 	static char number[16];
 

@@ -1,4 +1,4 @@
-/* From firmware status to errno, and the rows that nobody can produce with ioctls. */
+/* From firmware status to errno, and what nobody can bring about with ioctls. */
 #include "conformance.h"
 
 static void status_and_errno(void)
@@ -26,11 +26,6 @@ static void first_of_many(void)
 	CHECK(conf_is_all(out, 0x5a, 4 * PAGE));
 }
 
-static void psp_gone(void)
-{
-	conf_skip("a secure processor that is gone or timed out (ENODEV, ETIMEDOUT, EBUSY) cannot be had by asking");
-}
-
 static void inactive(void)
 {
 	conf_skip("KVM activates a guest inside LAUNCH_START: INACTIVE cannot be had by asking");
@@ -54,7 +49,6 @@ static void snp_buffers(void)
 const struct row rows_firmware[] = {
 	ROW("firmware.status", ON_ANY, status_and_errno, "1.5: a status is EIO and error"),
 	ROW("firmware.first-command", ON_ANY, first_of_many, "1.5: the first refusal ends it"),
-	ROW("firmware.psp-gone", ON_ANY, psp_gone, "1.5: ENODEV, ETIMEDOUT with error 0, EBUSY ever after"),
 	ROW("firmware.inactive", ON_ANY, inactive, "2: INACTIVE"),
 	ROW("firmware.not-initialised", ON_ANY, not_initialised, "2: INVALID_PLATFORM_STATE"),
 	ROW("firmware.bad-range", ON_ANY, bad_range, "2: INVALID_ADDRESS of a range"),
