@@ -24,7 +24,7 @@ class KeptFile:
 
     def is_at(self, tid: int, fd: int) -> bool:
         """Is descriptor ``fd`` of that thread this very file?"""
-        return bool(lib.sk_kept_is_at(self._socket.fileno(), tid, fd))
+        return 0 <= fd < 1 << 31 and bool(lib.sk_kept_is_at(self._socket.fileno(), tid, fd))
 
     def close(self) -> None:
         """Let the file go."""

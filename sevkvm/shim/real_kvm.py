@@ -89,6 +89,8 @@ class RealVms:
         if found is None and self._created and proc_fds.link(tid, fd) == _VM_LINK:
             self._find_created()
             found = self._known_vm(tid, fd)
+        elif found is not None and any(created.vm is found for created in self._created):
+            self._find_created()  # commands depend on which vCPUs there are
         return found
 
     def vcpu_at(self, tid: int, fd: int) -> RealVcpu | None:
