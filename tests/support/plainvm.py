@@ -6,7 +6,6 @@ import fcntl
 import mmap
 import os
 import struct
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sevkvm import native
@@ -56,8 +55,7 @@ class PlainVm:
 
     def set_paging(self, cr3: int, *, levels: int, nx: bool) -> bool:
         """Point the vCPU at tables; False where this KVM did not take the mode (it may say nothing)."""
-        wanted = replace(
-            self._sregs(),
+        wanted = self._sregs()._replace(
             cs=kvm.Segment(limit=0xFFFF_FFFF, selector=8, type=11, present=1, s=1, l=1, g=1),
             cr0=CR0_PE_PG,
             cr3=cr3,
