@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -22,10 +21,9 @@ pytestmark = pytest.mark.sev
 
 ASK = """
 import json
-from dataclasses import asdict
 from sevkvm.host.sevdev import SevDevice
 with SevDevice() as device:
-    print(json.dumps(asdict(device.platform_status())))
+    print(json.dumps(device.platform_status()._asdict()))
 """
 
 
@@ -47,7 +45,7 @@ def test_platform_status_counts_guests(kvm: KvmMode) -> None:
             during = platform_status(host)
     assert (before["guest_count"], during["guest_count"]) == (0, 1)
     assert during["state"] == sev.PlatformState.WORKING
-    assert before.keys() == asdict(sev.PlatformStatus(0, 0, 0, 0, 0, 0)).keys()
+    assert set(before) == set(sev.PlatformStatus._fields)
 
 
 def test_platform_status_of_this_host() -> None:
