@@ -13,7 +13,7 @@ from sevkvm.abi.sev import (
     unpack_uaddr_len,
 )
 from sevkvm.shim.sev_op import BLOB_MAX_NBYTES, Errno, SevOp, forget_guest, lengths_told, npages
-from sevkvm.shim.target import Backing
+from sevkvm.shim.target import Backing, CallerGone
 
 _VMSA_NBYTES: Final = 4096
 _UADDR_LEN_NBYTES: Final = 16
@@ -31,13 +31,9 @@ def launch_start(op: SevOp) -> None:
     )
     try:
         op.reach_firmware(lambda: op.firmware.activate(handle, op.vm.asid))
-    except Errno:
-        forget_guest(op.firmware, handle)
-        raise
-    op.record.args["handle"] = handle
-    try:
+        op.record.args["handle"] = handle
         op.copy_to_user(op.data, handle.to_bytes(4, "little"))
-    except Errno:
+    except (Errno, CallerGone):  # no VM would know the guest
         forget_guest(op.firmware, handle)
         raise
     op.vm.handle, op.vm.sev_fd = handle, op.sev_fd

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 
 from sevkvm.abi.x86 import PAGE_MASK
 
+_REMEMBERED = 1024
 _ADDRESS_MASK = (1 << 64) - 1
 
 
@@ -57,6 +59,7 @@ class SpaMap:
 
     def __init__(self) -> None:
         self._key = os.urandom(32)
+        self._base = lru_cache(_REMEMBERED)(self._hash)
 
     def address(self, space: int, vma: Vma, hva: int) -> int:
         """The address of the byte at ``hva``, which lies in ``vma`` of address space number ``space``."""
@@ -64,6 +67,6 @@ class SpaMap:
             return self._base("file", vma.device, vma.inode) + hva - vma.start + vma.offset & _ADDRESS_MASK
         return self._base("private", space) + hva & _ADDRESS_MASK
 
-    def _base(self, *name: object) -> int:
+    def _hash(self, *name: object) -> int:
         digest = blake2b(repr(name).encode(), key=self._key, digest_size=8).digest()
         return int.from_bytes(digest, "little") & ~PAGE_MASK

@@ -62,6 +62,7 @@ class SupervisedCaller:
         self.pid = pid
         self.mm = mm
         self._node = node
+        self._sev_fds: dict[int, bool] = {}
 
     @property
     def memory(self) -> SupervisedCaller:
@@ -69,8 +70,10 @@ class SupervisedCaller:
         return self
 
     def is_sev_device(self, fd: int) -> bool:
-        """Is the number an open ``/dev/sev`` in the caller's table?"""
-        return self._node.is_open_at(self.tid, fd)
+        """Is the number an open ``/dev/sev`` in the caller's table? Looked up once for one call."""
+        if fd not in self._sev_fds:
+            self._sev_fds[fd] = self._node.is_open_at(self.tid, fd)
+        return self._sev_fds[fd]
 
     def may_lock(self, npages: int) -> bool:
         """Caller.may_lock."""
