@@ -95,15 +95,17 @@ class Notification:
     def _delivered(self, status: int) -> bool:
         if status in (Status.OK, Status.NO_PROCESS):
             return bool(status == Status.OK)
+        if self._listener.fd < 0:  # closed: whoever waited has got ENOSYS, or is dead
+            return False
         raise call_error(self._listener.call)
 
     def valid(self) -> bool:
         """Does the caller still wait? If not, what was read of its memory is worthless."""
         listener = self._listener
         valid = listener.valid
-        if lib.sk_notify_valid(listener.fd, self.id, valid, listener.call.err):
-            raise call_error(listener.call)
-        return bool(valid[0])
+        return self._delivered(lib.sk_notify_valid(listener.fd, self.id, valid, listener.call.err)) and bool(
+            valid[0]
+        )
 
     def answer(self, result: int) -> bool:
         """The call returns ``result``, or fails with errno ``-result``."""
@@ -159,3 +161,4 @@ class Listener:
     def close(self) -> None:
         """Close it: whoever calls a trapped system call from now on gets ENOSYS."""
         os.close(self.fd)
+        self.fd = -1

@@ -178,6 +178,7 @@ class RealHost:
 
     def forget_dead(self) -> None:
         """Let VMs go that are closed, and see through what took long."""
+        self._replay.forget_dead()
         for retyped in self._retypes.take_all():
             self._see_through(retyped, wait=False)
         for vcpu in self._vms.forget_dead():

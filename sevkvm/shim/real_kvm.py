@@ -103,6 +103,7 @@ class RealVms:
 
     def forget_dead(self) -> list[RealVcpu]:
         """Let VMs go whose creator has closed them or ended; returns the vCPUs that went with them."""
+        self._created = [each for each in self._created if each.space.alive()]
         gone: list[RealVcpu] = []
         for vm in self._vms[:]:
             if not (vm.space.alive() and self._is_open(vm)):
@@ -112,6 +113,7 @@ class RealVms:
 
     def close(self) -> None:
         """Let all go."""
+        self._created.clear()
         for vm in self._vms[:]:
             self._drop(vm)
 

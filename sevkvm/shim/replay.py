@@ -16,6 +16,7 @@ from sevkvm.abi import kvm as abi
 from sevkvm.abi.sev import CMD_NBYTES
 from sevkvm.shim.kernel import Kernel
 from sevkvm.shim.notify import Notification
+from sevkvm.shim.supervised import thread_exists
 
 _KEPT: Final = 256
 
@@ -55,6 +56,12 @@ class Replay:
             return
         carried = self._carried[call.tid] = _Carried(call, _fingerprint(call), result)
         self._kernel.pace.submit(queue, seconds, lambda: self._deliver(carried))
+
+    def forget_dead(self) -> None:
+        """Nobody comes back for the result of a thread that has ended."""
+        for tid, carried in list(self._carried.items()):
+            if not carried.waits and not thread_exists(tid):
+                del self._carried[tid]
 
     def _deliver(self, carried: _Carried) -> None:
         carried.waits = False

@@ -90,6 +90,7 @@ class StandInHost:
 
     def forget_dead(self) -> None:
         """Let VMs go that are closed, and files that nobody came back for."""
+        self._replay.forget_dead()
         for tid, (_, new) in list(self._unclaimed.items()):
             if not thread_exists(tid):
                 del self._unclaimed[tid]
