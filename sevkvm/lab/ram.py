@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from contextlib import suppress
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,10 @@ class Backing(str, Enum):
 def map_slot(slot: Slot, backing: Backing) -> mmap.mmap:
     """Zeroed memory for a slot."""
     if backing is Backing.ANONYMOUS:
-        return mmap.mmap(-1, slot.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        ram = mmap.mmap(-1, slot.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with suppress(OSError):  # a kernel without huge pages; QEMU asks for them too
+            ram.madvise(mmap.MADV_HUGEPAGE)
+        return ram
     fd = os.memfd_create(f"sevkvm-lab-{slot.name}", os.MFD_CLOEXEC)
     try:
         os.ftruncate(fd, slot.nbytes)
