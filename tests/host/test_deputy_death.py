@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sevkvm.host.deputy import Deputy
-from tests.support.build import compile_program
+from tests.support.build import SANITIZERS, compile_program
 from tests.support.victim import DEPUTY_SOURCES, Victim
 
 pytestmark = pytest.mark.host
@@ -50,3 +50,11 @@ def test_death_at_every_ptrace_request(victim: Victim, programs: tuple[Path, Pat
         assert deputy.info().leftovers > 0
     victim.wait_for_threads(before[0])
     assert victim.shape() == before
+
+
+def test_attach_and_leave_under_the_sanitizers(victim: Victim, tmp_path: Path) -> None:
+    program = compile_program("deputy_suicide", tmp_path, *DEPUTY_SOURCES, flags=SANITIZERS)
+    done = subprocess.run([program, str(victim.pid), "0"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    victim.assert_well()

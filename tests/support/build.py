@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer")
 TEST_CSRC = ROOT / "tests" / "csrc"
 
 
-def compile_program(name: str, out_dir: Path, *sources: str) -> Path:
+def compile_program(name: str, out_dir: Path, *sources: str, flags: Sequence[str] = ()) -> Path:
     """Compile tests/csrc/NAME.c with sources of csrc/; skip, saying so, where there is no compiler."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
@@ -30,6 +32,7 @@ def compile_program(name: str, out_dir: Path, *sources: str) -> Path:
             "-Werror",
             f"-I{CSRC}",
             "-pthread",
+            *flags,
             "-o",
             program,
         ]
