@@ -74,7 +74,7 @@ void sk_scan_totals(const struct sk_scan *scan, struct sk_scan_totals *out);
 /* sk_notify.h */
 struct sk_notification { uint64_t id; uint32_t tid; int32_t number; uint64_t args[6]; };
 struct sk_filter {
-	const uint32_t *requests; size_t nrequests; const uint32_t *capabilities; size_t ncapabilities; int readlink;
+	const uint32_t *requests; size_t nrequests; const uint32_t *capabilities; size_t ncapabilities; int readlink; int stat;
 };
 int sk_notify_install(const struct sk_filter *filter, int *listener, struct sk_error *err);
 int sk_notify_receive_ours(int listener, const char *const *paths, size_t npaths,

@@ -20,7 +20,7 @@
 #define KVM_CHECK_EXTENSION 0xae03u
 #define MAX_REQUESTS 64 /* the longest jump, over all of judge_ioctl, must fit a byte */
 #define MAX_CAPABILITIES 16
-#define MAX_PATH 32
+#define MAX_PATH 64
 #define ARG(n) ((uint32_t)(offsetof(struct seccomp_data, args) + (n) * sizeof(uint64_t)))
 
 /* Not in the headers of older distributions. */
@@ -30,6 +30,9 @@
 #ifndef SYS_openat2
 #define SYS_openat2 437
 #endif
+#ifndef SYS_faccessat2
+#define SYS_faccessat2 439
+#endif
 #ifndef SYS_pidfd_open
 #define SYS_pidfd_open 434
 #endif
@@ -38,7 +41,7 @@
 #endif
 
 struct program {
-	struct sock_filter code[64 + 2 * MAX_REQUESTS + 2 * MAX_CAPABILITIES];
+	struct sock_filter code[128 + 2 * MAX_REQUESTS + 2 * MAX_CAPABILITIES];
 	unsigned short length;
 };
 
@@ -69,6 +72,19 @@ static void judge_open(struct program *p, uint32_t number, unsigned flags_index)
 	emit(p, BPF_JMP | BPF_JEQ | BPF_K, number, 0, 4);
 	load(p, ARG(flags_index));
 	emit(p, BPF_JMP | BPF_JSET | BPF_K, O_CREAT | O_DIRECTORY, 0, 1);
+	give(p, SECCOMP_RET_ALLOW);
+	give(p, SECCOMP_RET_USER_NOTIF);
+}
+
+/* With the path relative to a directory's descriptor, or none (fstat by another name), it is none of ours. */
+static void judge_stat(struct program *p, uint32_t number, unsigned flags_index)
+{
+	emit(p, BPF_JMP | BPF_JEQ | BPF_K, number, 0, 7);
+	load(p, ARG(0));
+	emit(p, BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)AT_FDCWD, 1, 0);
+	give(p, SECCOMP_RET_ALLOW);
+	load(p, ARG(flags_index));
+	emit(p, BPF_JMP | BPF_JSET | BPF_K, AT_EMPTY_PATH, 0, 1);
 	give(p, SECCOMP_RET_ALLOW);
 	give(p, SECCOMP_RET_USER_NOTIF);
 }
@@ -133,6 +149,20 @@ static void build(struct program *p, const struct sk_filter *filter)
 	if (filter->readlink) {
 		give_if_equal(p, SYS_readlink, SECCOMP_RET_USER_NOTIF);
 		give_if_equal(p, SYS_readlinkat, SECCOMP_RET_USER_NOTIF);
+	}
+	if (filter->stat) {
+		judge_stat(p, SYS_newfstatat, 3);
+		judge_stat(p, SYS_statx, 2);
+		judge_stat(p, SYS_faccessat2, 3);
+		give_if_equal(p, SYS_stat, SECCOMP_RET_USER_NOTIF);
+		give_if_equal(p, SYS_lstat, SECCOMP_RET_USER_NOTIF);
+		give_if_equal(p, SYS_access, SECCOMP_RET_USER_NOTIF);
+		give_if_equal(p, SYS_faccessat, SECCOMP_RET_USER_NOTIF);
+		/* ls -l looks for access control lists */
+		give_if_equal(p, SYS_getxattr, SECCOMP_RET_USER_NOTIF);
+		give_if_equal(p, SYS_lgetxattr, SECCOMP_RET_USER_NOTIF);
+		give_if_equal(p, SYS_listxattr, SECCOMP_RET_USER_NOTIF);
+		give_if_equal(p, SYS_llistxattr, SECCOMP_RET_USER_NOTIF);
 	}
 	give(p, SECCOMP_RET_ALLOW);
 }
@@ -258,28 +288,43 @@ static void peek_path(uint32_t tid, uint64_t hva, char path[MAX_PATH])
 	path[length > 0 ? length : 0] = '\0';
 }
 
+/* The index of the path among a call's arguments: some have the descriptor of a directory before it. */
+static int path_index(int number)
+{
+	switch (number) {
+	case SYS_openat:
+	case SYS_openat2:
+	case SYS_newfstatat:
+	case SYS_statx:
+	case SYS_faccessat:
+	case SYS_faccessat2:
+	case SYS_readlinkat:
+		return 1;
+	default:
+		return 0;
+	}
+}
+
 static bool concerns_us(const struct sk_notification *call, const char *const *paths, size_t npaths)
 {
 	char path[MAX_PATH];
 
 	switch (call->number) {
-	case SYS_open:
-	case SYS_openat:
-	case SYS_openat2:
-		peek_path(call->tid, call->args[call->number == SYS_open ? 0 : 1], path);
-		for (size_t i = 0; i < npaths; i++)
-			if (strcmp(path, paths[i]) == 0)
-				return true;
-		return false;
+	case SYS_ioctl:
+		return true;
 	case SYS_readlink:
 	case SYS_readlinkat:
 		/* a descriptor's link: /proc/.../fd/N, or N itself in an open /proc/.../fd */
-		peek_path(call->tid, call->args[call->number == SYS_readlink ? 0 : 1], path);
+		peek_path(call->tid, call->args[path_index(call->number)], path);
 		if (path[0] == '/')
 			return strncmp(path, "/proc/", 6) == 0 && strstr(path, "/fd/");
 		return call->number == SYS_readlinkat && path[0] && strspn(path, "0123456789") == strlen(path);
 	default:
-		return true;
+		peek_path(call->tid, call->args[path_index(call->number)], path);
+		for (size_t i = 0; i < npaths; i++)
+			if (strcmp(path, paths[i]) == 0)
+				return true;
+		return false;
 	}
 }
 

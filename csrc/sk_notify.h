@@ -29,6 +29,7 @@ struct sk_filter {
 	const uint32_t *capabilities;
 	size_t ncapabilities;
 	int readlink; /* readlink and readlinkat */
+	int stat;     /* stat, lstat, access and their kin, of a path that counts from the root or working directory */
 };
 
 /*
@@ -41,8 +42,8 @@ enum sk_status sk_notify_install(const struct sk_filter *filter, int *listener, 
 enum sk_status sk_notify_receive(int listener, struct sk_notification *out, struct sk_error *err);
 
 /*
- * As sk_notify_receive, for the busy case: an open of a path that is not one of paths (compared as written), and
- * a readlink that is not of a descriptor's link in /proc, is continued right here; then out->id is 0.
+ * As sk_notify_receive, for the busy case: an open or stat of a path that is not one of paths (compared as written),
+ * and a readlink that is not of a descriptor's link in /proc, is continued right here; then out->id is 0.
  */
 enum sk_status sk_notify_receive_ours(int listener, const char *const *paths, size_t npaths,
                                       struct sk_notification *out, struct sk_error *err);

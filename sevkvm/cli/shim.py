@@ -87,6 +87,14 @@ _WAIT_SECONDS: Final = 0.5
     help="Microseconds that each firmware command takes; debug commands are one a page.",
 )
 @click.option(
+    "--stat/--no-stat",
+    "trap_stat",
+    default=True,
+    show_default=True,
+    help="Do stat(2) and access(2) know /dev/sev and /sys/module/kvm_amd? Without, programs that look at very many "
+    "files are faster.",
+)
+@click.option(
     "--log", "log_path", type=click.Path(dir_okay=False), help="One JSON line for each SEV command."
 )
 @click.argument("cmd", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -98,6 +106,7 @@ def command(
     generation: Any,
     faults: tuple[str, ...],
     latency: float,
+    trap_stat: bool,
     log_path: str | None,
     cmd: tuple[str, ...],
 ) -> None:
@@ -131,6 +140,7 @@ def command(
                 log=log,
                 generation=generation,
                 faults=failing,
+                trap_stat=trap_stat,
                 blocked_signals=before,
             )
         )

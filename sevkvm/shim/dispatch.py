@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 import signal
 import sys
 from typing import Final, Protocol
 
-from sevkvm.shim import notify, proc_fds
+from sevkvm.shim import notify
 from sevkvm.shim.address_space import AddressSpaces
+from sevkvm.shim.host_files import HostFiles
 from sevkvm.shim.kernel import Kernel
 from sevkvm.shim.notify import Notification
 from sevkvm.shim.parking import Parking
+from sevkvm.shim.path_calls import PathCalls
 from sevkvm.shim.replay import Replay
+from sevkvm.shim.sev_node import DEVICE as SEV_DEVICE
 from sevkvm.shim.sev_node import PATH as SEV_PATH
 from sevkvm.shim.sev_node import SevNode
 from sevkvm.shim.sev_op import KernelCorrupted
@@ -22,15 +23,13 @@ from sevkvm.shim.sevdev import SevDevice
 from sevkvm.shim.supervised import Processes, SupervisedCaller
 from sevkvm.shim.target import CallerGone
 
-_PATH_NBYTES: Final = 64
 _TYPE_MASK: Final = 0xFF00  # of an ioctl's request number
-_FD_LINK: Final = re.compile(r"/proc/(self|thread-self|\d+)(?:/task/(\d+))?/fd/(\d+)")
 
 
 class HostKvm(Protocol):
     """The KVM half of a host, real or standing in."""
 
-    paths: tuple[str, ...]
+    nodes: dict[str, tuple[int, int]]  # path to (major, minor) of the devices that it opens
     requests: tuple[int, ...]
     capabilities: tuple[int, ...]
     parking: Parking
@@ -40,7 +39,7 @@ class HostKvm(Protocol):
         ...
 
     def open(self, path: str, flags: int) -> int | None:
-        """A descriptor of ours for one of ``paths``."""
+        """A descriptor of ours for one of ``nodes``."""
         ...
 
     def link_of(self, identity: tuple[int, int]) -> str | None:
@@ -59,15 +58,18 @@ class HostKvm(Protocol):
 class Dispatcher:
     """One pretend host, behind all listeners."""
 
-    def __init__(self, kernel: Kernel, kvm: HostKvm) -> None:
+    def __init__(self, kernel: Kernel, kvm: HostKvm, *, trap_stat: bool = True) -> None:
         self.kvm = kvm
-        self.paths = (SEV_PATH, *kvm.paths)
+        files = HostFiles(kernel.firmware, {SEV_PATH: SEV_DEVICE} | kvm.nodes)
+        self.paths = files.paths
         self.filter = {
             "requests": (notify.ALL_SEV_REQUESTS, *kvm.requests),
             "capabilities": kvm.capabilities,
             "trap_readlink": True,
+            "trap_stat": trap_stat,
         }
         self._node = SevNode()
+        self._path_calls = PathCalls(self._node, files, kvm.open, kvm.link_of)
         self._device = SevDevice(kernel)
         self._replay = Replay(kernel)
         self._processes = Processes()
@@ -78,10 +80,8 @@ class Dispatcher:
         try:
             if call.number == notify.SYS_IOCTL:
                 self._ioctl(self._caller(call))
-            elif call.number in (notify.SYS_READLINK, notify.SYS_READLINKAT):
-                self._readlink(self._caller(call))
             else:
-                self._open(self._caller(call))
+                self._path_calls.handle(self._caller(call))
         except KernelCorrupted as corrupted:
             print(f"sevkvm shim: {corrupted}; the process {call.tid} is killed", file=sys.stderr)
             if call.valid():
@@ -99,6 +99,7 @@ class Dispatcher:
         self.kvm.forget_dead()
         self._spaces.forget_dead()
         self._processes.forget_dead()
+        self._replay.forget_dead()
 
     def close(self) -> None:
         """The host is gone."""
@@ -129,54 +130,3 @@ class Dispatcher:
             call,
             lambda: self._device.ioctl(caller, request, argument, writable=writable),
         )
-
-    def _open(self, caller: SupervisedCaller) -> None:
-        call = caller.call
-        at = call.number != notify.SYS_OPEN
-        path = _string(caller, call.args[1 if at else 0])
-        flags = call.args[2 if at else 1] & 0xFFFFFFFF
-        if call.number == notify.SYS_OPENAT2:  # struct open_how begins with the flags
-            how = bytearray(8)
-            if caller.readinto(flags_hva := call.args[2], memoryview(how)) < 8 or not flags_hva:
-                call.proceed()
-                return
-            flags = int.from_bytes(how, "little")
-        fd = self._node.open(flags) if path == SEV_PATH else self.kvm.open(path, flags)
-        if fd is None:
-            call.proceed()
-            return
-        try:
-            call.answer_fd(fd, cloexec=bool(flags & os.O_CLOEXEC))
-        finally:
-            os.close(fd)
-
-    def _readlink(self, caller: SupervisedCaller) -> None:
-        call = caller.call
-        arguments = call.args if call.number == notify.SYS_READLINK else call.args[1:]
-        path = _string(caller, arguments[0])
-        if call.number == notify.SYS_READLINKAT and path.isdigit():
-            path = f"{proc_fds.link(caller.tid, call.args[0] & 0xFFFFFFFF)}/{path}"
-        name = self._link_name(caller, path)
-        if name is None:
-            call.proceed()
-            return
-        text = name.encode()[: arguments[2]]
-        call.answer(len(text) if caller.write(arguments[1], text) == len(text) else -errno.EFAULT)
-
-    def _link_name(self, caller: SupervisedCaller, path: str) -> str | None:
-        match = _FD_LINK.fullmatch(path)
-        if match is None:
-            return None
-        process, task, fd = match.groups()
-        owner = {"self": str(caller.pid), "thread-self": str(caller.tid)}.get(process, process)
-        identity = proc_fds.identity(int(task or owner), int(fd))
-        if identity is None or int(owner) == os.getpid():
-            return None  # our own references are not for anybody who searches /proc for VMs
-        return SEV_PATH if identity == self._node.identity else self.kvm.link_of(identity)
-
-
-def _string(caller: SupervisedCaller, hva: int) -> str:
-    """The path at ``hva``, if it is no longer than those that matter here; else some other text."""
-    buffer = bytearray(_PATH_NBYTES)
-    length = caller.readinto(hva, memoryview(buffer))
-    return bytes(buffer[:length]).split(b"\0")[0].decode(errors="replace")

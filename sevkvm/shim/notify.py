@@ -11,11 +11,22 @@ from sevkvm.abi.x86 import PAGE_NBYTES
 from sevkvm.native import Call, Status, ffi, lib
 
 SYS_OPEN: Final = 2
+SYS_STAT: Final = 4
+SYS_LSTAT: Final = 6
 SYS_IOCTL: Final = 16
+SYS_ACCESS: Final = 21
 SYS_READLINK: Final = 89
+SYS_GETXATTR: Final = 191
+SYS_LGETXATTR: Final = 192
+SYS_LISTXATTR: Final = 194
+SYS_LLISTXATTR: Final = 195
 SYS_OPENAT: Final = 257
+SYS_NEWFSTATAT: Final = 262
 SYS_READLINKAT: Final = 267
+SYS_FACCESSAT: Final = 269
+SYS_STATX: Final = 332
 SYS_OPENAT2: Final = 437
+SYS_FACCESSAT2: Final = 439
 ALL_KVM_REQUESTS: Final = 0xAE00  # to install(): every ioctl of KVM's type
 ALL_SEV_REQUESTS: Final = 0x5300  # and of that of /dev/sev
 
@@ -30,7 +41,13 @@ class AlreadySupervised(errors.SevKvmError):
         )
 
 
-def install(requests: Sequence[int], *, capabilities: Sequence[int] = (), trap_readlink: bool = False) -> int:
+def install(
+    requests: Sequence[int],
+    *,
+    capabilities: Sequence[int] = (),
+    trap_readlink: bool = False,
+    trap_stat: bool = False,
+) -> int:
     """Filter the calling thread, and what it starts, for ever; returns the listener (close-on-exec).
 
     Of KVM_CHECK_EXTENSION only these ``capabilities`` are trapped.
@@ -43,7 +60,7 @@ def install(requests: Sequence[int], *, capabilities: Sequence[int] = (), trap_r
     extensions = ffi.new("uint32_t[]", list(capabilities))
     filter_.requests, filter_.nrequests = numbers, len(requests)
     filter_.capabilities, filter_.ncapabilities = extensions, len(capabilities)
-    filter_.readlink = trap_readlink
+    filter_.readlink, filter_.stat = trap_readlink, trap_stat
     status = lib.sk_notify_install(filter_, listener, call.err)
     if status == Status.BUSY:
         raise AlreadySupervised

@@ -4,8 +4,8 @@
     def test_my_tool(sev_host):
         process = sev_host.popen(["my-tool"])
 
-The marker takes what ``SevHost`` takes: ``kvm`` ("auto", "real", "standin"), ``generation`` and ``cbit_pos``;
-``faults`` in the notation of ``sevkvm shim --fault``; ``latency``, seconds for each firmware command. A
+The marker takes what ``SevHost`` takes: ``kvm`` ("auto", "real", "standin"), ``generation``, ``cbit_pos``,
+``trap_stat``; ``faults`` in the notation of ``sevkvm shim --fault``; ``latency``, seconds for each firmware command. A
 test is skipped, with the reason, where no such host can be had.
 
 It is loaded in every pytest run of whoever has sevkvm installed, so nothing is imported here before it is used.
@@ -21,7 +21,7 @@ import pytest
 if TYPE_CHECKING:
     from sevkvm.shim.supervisor import SevHost
 
-_MARKER = "sev_host(kvm, generation, cbit_pos, faults, latency): options of the sev_host fixture (sevkvm)"
+_MARKER = "sev_host(kvm, generation, cbit_pos, trap_stat, faults, latency): options of the sev_host fixture (sevkvm)"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -56,7 +56,7 @@ def _options(node: pytest.Item) -> dict[str, Any]:
         if marker.args:
             raise pytest.UsageError("the sev_host marker takes keyword arguments only")
         options |= marker.kwargs
-    unknown = options.keys() - {"kvm", "generation", "cbit_pos", "faults", "latency"}
+    unknown = options.keys() - {"kvm", "generation", "cbit_pos", "trap_stat", "faults", "latency"}
     if unknown:
         raise pytest.UsageError(f"the sev_host marker does not know {', '.join(sorted(unknown))}")
     return options

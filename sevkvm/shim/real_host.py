@@ -24,7 +24,7 @@ _SEV_VM_TYPES: Final = (abi.KVM_X86_SEV_VM, abi.KVM_X86_SEV_ES_VM, abi.KVM_X86_S
 class RealHost:
     """A host whose KVM is real and whose SEV is not."""
 
-    paths: tuple[str, ...] = ()
+    nodes: dict[str, tuple[int, int]] = {}
     requests: tuple[int, ...] = (
         *SEV_REQUESTS,
         abi.KVM_CREATE_VM,

@@ -8,6 +8,7 @@ from typing import Final
 from sevkvm.shim import proc_fds
 
 PATH: Final = "/dev/sev"
+DEVICE: Final = 10, 125  # a misc device; the real one's minor number is dynamic
 _KEPT_FLAGS: Final = os.O_ACCMODE | os.O_NONBLOCK
 
 

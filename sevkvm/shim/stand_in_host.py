@@ -17,7 +17,7 @@ from sevkvm.shim.supervised import SupervisedCaller, thread_exists
 class StandInHost:
     """A host whose KVM is a stand-in."""
 
-    paths: tuple[str, ...] = (KVM_PATH,)
+    nodes: dict[str, tuple[int, int]] = {KVM_PATH: (10, 232)}
     requests: tuple[int, ...] = (ALL_KVM_REQUESTS,)
     capabilities: tuple[int, ...] = ()
 

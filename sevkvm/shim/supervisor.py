@@ -52,7 +52,8 @@ class SevHost:
     """A pretend SEV host; a context manager. ``kvm``: the real one, the stand-in, or whichever can be had.
 
     ``generation``: whose mistakes the SEV debug commands make, see generation.py; ``faults``: what fails, and how long
-    it takes.
+    it takes; ``trap_stat``: do stat(2) and access(2) know ``/dev/sev`` and kvm_amd's module parameters? Every path
+    that a program asks about then costs about 25 microseconds, as every open does.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class SevHost:
         firmware: Firmware | None = None,
         generation: Generation = "new",
         faults: Faults | None = None,
+        trap_stat: bool = True,
         blocked_signals: Iterable[int] | None = None,
     ) -> None:
         self.log = CommandLog(log)
@@ -74,7 +76,7 @@ class SevHost:
                 f"{real_system.KVM_PATH} cannot be used", help="let the shim stand in for it: --kvm standin"
             )
         host_kvm: HostKvm = (StandInHost if self.standin else RealHost)(self.kernel, cbit_pos)
-        self._dispatcher = Dispatcher(self.kernel, host_kvm)
+        self._dispatcher = Dispatcher(self.kernel, host_kvm, trap_stat=trap_stat)
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, []) if blocked_signals is None else blocked_signals
         self._config = json.dumps(
             {

@@ -65,6 +65,20 @@ static const struct expectation calls[] = {
 	{ SYS_readlink, { (long)link_path, 0, 0 }, 0, 1 },
 	{ SYS_readlink, { (long)other, 0, 0 }, 0, 0 },
 	{ SYS_readlinkat, { -1, (long)"17", 0, 0 }, 0, 1 },
+	{ SYS_newfstatat, { AT_FDCWD, (long)device, 0, 0 }, 0, 1 },
+	{ SYS_newfstatat, { AT_FDCWD, (long)device, 0, AT_SYMLINK_NOFOLLOW }, 0, 1 },
+	{ SYS_newfstatat, { AT_FDCWD, (long)other, 0, 0 }, 0, 0 },
+	{ SYS_newfstatat, { -1, (long)device, 0, 0 }, 0, 0 },
+	{ SYS_newfstatat, { AT_FDCWD, (long)device, 0, AT_EMPTY_PATH }, 0, 0 },
+	{ SYS_statx, { AT_FDCWD, (long)device, 0, 0 }, 0, 1 },
+	{ SYS_statx, { AT_FDCWD, (long)device, AT_EMPTY_PATH, 0 }, 0, 0 },
+	{ SYS_stat, { (long)device, 0, 0 }, 0, 1 },
+	{ SYS_lstat, { (long)device, 0, 0 }, 0, 1 },
+	{ SYS_access, { (long)device, R_OK, 0 }, 0, 1 },
+	{ SYS_faccessat, { AT_FDCWD, (long)device, R_OK }, 0, 1 },
+	{ 439, { AT_FDCWD, (long)device, R_OK, AT_EACCESS }, 0, 1 },
+	{ SYS_lgetxattr, { (long)device, (long)"user.x", 0, 0 }, 0, 1 },
+	{ SYS_listxattr, { (long)device, 0, 0 }, 0, 1 },
 	{ SYS_close, { -1 }, 0, 0 },
 };
 
@@ -175,12 +189,12 @@ int main(void)
 	int listener, copy;
 
 	alarm(60);
-	EXPECT(sk_notify_install(&(struct sk_filter){ too_many, 65, NULL, 0, 0 }, &listener, &err) == SK_ERR_INVALID &&
+	EXPECT(sk_notify_install(&(struct sk_filter){ too_many, 65, NULL, 0, 0, 0 }, &listener, &err) == SK_ERR_INVALID &&
 	       listener == -1);
-	EXPECT(sk_notify_install(&(struct sk_filter){ NULL, 0, too_many, 17, 0 }, &listener, &err) == SK_ERR_INVALID &&
+	EXPECT(sk_notify_install(&(struct sk_filter){ NULL, 0, too_many, 17, 0, 0 }, &listener, &err) == SK_ERR_INVALID &&
 	       listener == -1);
-	check(&(struct sk_filter){ some, 3, capabilities, 2, 0 }, 0);
-	check(&(struct sk_filter){ every, 3, NULL, 0, 1 }, 1);
+	check(&(struct sk_filter){ some, 3, capabilities, 2, 0, 0 }, 0);
+	check(&(struct sk_filter){ every, 3, NULL, 0, 1, 1 }, 1);
 	EXPECT(sk_notify_copy_fd(getpid(), 0, &copy, &err) == SK_OK && copy > 0 && close(copy) == 0);
 	EXPECT(sk_notify_copy_fd(getpid(), 1 << 20, &copy, &err) != SK_OK && copy == -1);
 	EXPECT(sk_notify_copy_fd(INT_MAX, 0, &copy, &err) != SK_OK && copy == -1);
