@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 import signal
 import subprocess
@@ -242,3 +243,26 @@ sys.stdin.readline()
     assert [vm for vm in host.kernel.vms if vm.active] == []
     process.stdin.write("\n")  # type: ignore[union-attr]
     lines_of(process)
+
+
+def test_the_death_of_the_supervisor_in_the_moment_of_tracing() -> None:
+    require_kvm_mode("real")
+    text = program(
+        LAUNCH2
+        + """
+say(up=1)
+while (result := ioctl(kvm, 0xAE01, 2)) >= 0:
+    os.close(result)
+say(result=result)
+os._exit(7 if result == -errno.ENOSYS else 8)
+"""
+    )
+    argv = [sys.executable, "-m", "sevkvm", "shim", "--kvm", "real", "--", sys.executable, "-I", "-c", text]
+    for round_ in range(6):
+        with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True) as shim:
+            assert shim.stdout
+            assert shim.stdout.readline() == '{"up": 1}\n'
+            time.sleep(0.002 * round_)
+            shim.kill()
+            # the program, which nobody answers any more, ends by itself: its end of the pipe is closed
+            assert json.loads(shim.stdout.read()) == {"result": -errno.ENOSYS}
