@@ -60,7 +60,7 @@ def test_a_guest_in_it_survives_a_fork(host: SevHost, kind: str) -> None:
         say(before=before, during=during, after=check(b"after its end..."), last=check(b"and once more..."))
         """,
     )
-    assert out == dict.fromkeys(("before", "during", "after", "last"), [0, True, 0])
+    assert out == {key: [0, True, 0] for key in ("before", "during", "after", "last")}
 
 
 def test_two_processes_see_the_same_ciphertext_in_shared_memory(host: SevHost) -> None:
