@@ -59,7 +59,7 @@ class Guest:
     """A guest we are attached to.
 
     ``pid``, ``vm_fd``: the VMM's process and its VM descriptor. ``vcpu_indexes``: its vCPUs, ascending.
-    Memory is cached only while the guest is held.
+    What was read is remembered while the guest is held; of a guest that runs, each answer is read afresh.
     """
 
     def __init__(self, parts: GuestParts) -> None:
@@ -95,6 +95,7 @@ class Guest:
         finally:
             self._depth -= 1
             if self._depth == 0:
+                self.memory.invalidate()
                 self._parts.holder.release()
                 self._held_ns += time.monotonic_ns() - began
 
@@ -150,10 +151,12 @@ class Guest:
 
     def translate(self, gva: int, form: PagingForm | None = None) -> Translation:
         """Walk the guest's tables for one address; a miss is an answer."""
+        self._refresh()
         return Walker(self.memory, form or self.paging()).translate(gva)
 
     def read_virtual(self, gva: int, nbytes: int, form: PagingForm | None = None) -> bytes:
         """Exactly nbytes at ``gva``; PageNotPresent or MemoryFault name the first byte that cannot be read."""
+        self._refresh()
         parts: list[bytes] = []
         for piece in Walker(self.memory, form or self.paging()).pieces(gva, nbytes):
             if piece.gpa is None:
@@ -169,7 +172,13 @@ class Guest:
 
     def read_physical(self, gpa: int, nbytes: int) -> bytes:
         """Exactly nbytes at ``gpa`` as the encrypted guest's private memory; MemoryFault otherwise."""
+        self._refresh()
         return self.memory.read(gpa, nbytes)
+
+    def _refresh(self) -> None:
+        """A guest that runs may have changed what we remember."""
+        if self._depth == 0:
+            self.memory.invalidate()
 
     def _state(self, index: int | None) -> VcpuState:
         states = self.registers()

@@ -284,3 +284,25 @@ def test_what_was_begun_ahead_does_not_stand_in_the_way(image: Image, fake: Fake
     assert len(guest.registers()) == 2
     guest.memory.readinto(0x300000, True, buffer, ahead=chunk)
     assert guest.memory.read(0x100000, 64) == image.plaintext(0x100000, 64)
+
+
+def test_a_guest_that_runs_is_read_afresh_and_one_that_stands_still_is_not(fake: FakeGuest) -> None:
+    guest, _ = open_fake(fake)
+    shared_gpa = 0x104000
+
+    def change(byte: int) -> None:
+        fake.port.write(fake.hva(shared_gpa), bytes([byte]) * 16)
+
+    secret_gva, shared_gva = 0xFFFF888000100000, 0xFFFF888000104000
+    form = guest.paging()  # given, so that nobody has to stop the guest for its registers
+    change(1)
+    with guest.held():
+        assert guest.read_virtual(shared_gva, 16, form) == b"\1" * 16
+        before = commands(guest)
+        guest.read_virtual(secret_gva, 16, form)
+        guest.read_virtual(secret_gva, 16, form)
+        assert commands(guest) - before == 1
+    change(2)
+    assert guest.read_virtual(shared_gva, 16, form) == b"\2" * 16
+    change(3)
+    assert guest.read_virtual(shared_gva, 16, form) == b"\3" * 16
