@@ -11,14 +11,14 @@ from typing import TypeVar
 from sevkvm.abi.sev import FwStatus, PlatformState
 from sevkvm.shim.firmware import Firmware
 from sevkvm.shim.generation import Generation
-from sevkvm.shim.sev_op import BLOB_MAX_NBYTES, Errno, reach_firmware
-from sevkvm.shim.target import Caller, read_exactly
+from sevkvm.shim.sev_op import Errno, UserCopies, reach_firmware
+from sevkvm.shim.target import Caller
 
 _Result = TypeVar("_Result")
 
 
 @dataclass
-class PlatformOp:
+class PlatformOp(UserCopies):
     """The command as the driver carries it out; ``error`` is the struct's in/out field."""
 
     caller: Caller
@@ -27,24 +27,6 @@ class PlatformOp:
     error: int
     writable: bool
     generation: Generation
-
-    def copy_from_user(self, hva: int, nbytes: int) -> bytes:
-        """``nbytes`` of the caller's memory, or EFAULT."""
-        data = read_exactly(self.caller.memory, hva, nbytes)
-        if data is None:
-            raise Errno(errno.EFAULT)
-        return data
-
-    def copy_to_user(self, hva: int, data: bytes) -> None:
-        """Into the caller's memory, or EFAULT."""
-        if self.caller.memory.write(hva, data) < len(data):
-            raise Errno(errno.EFAULT)
-
-    def copy_blob(self, hva: int, nbytes: int) -> bytes:
-        """psp_copy_user_blob: EINVAL for none, or one that is too long."""
-        if not hva or not 0 < nbytes <= BLOB_MAX_NBYTES:
-            raise Errno(errno.EINVAL)
-        return self.copy_from_user(hva, nbytes)
 
     def require_writable(self) -> None:
         """EPERM unless the device was opened for writing."""

@@ -78,21 +78,10 @@ def lengths_told(refusal: Errno) -> tuple[int, ...]:
     return cause.lengths if isinstance(cause, FirmwareFailure) else ()
 
 
-@dataclass
-class SevOp:
-    """The command as the kernel carries it out; ``error`` is the struct's in/out field."""
+class UserCopies:
+    """A kernel call's copies from and to the memory of whoever made it."""
 
-    vm: Vm
     caller: Caller
-    firmware: Firmware
-    data: int
-    error: int
-    sev_fd: int
-    record: Record
-    kernel_vms: list[Vm]
-    room: memoryview  # the kernel's own: load() uses it again and again
-    generation: Generation = "new"
-    error_before: int = 0  # what ``error`` was before the latest firmware command
 
     def copy_from_user(self, hva: int, nbytes: int) -> bytes:
         """``nbytes`` of the caller's memory, or EFAULT."""
@@ -111,6 +100,23 @@ class SevOp:
         if not hva or not 0 < nbytes <= BLOB_MAX_NBYTES:
             raise Errno(errno.EINVAL)
         return self.copy_from_user(hva, nbytes)
+
+
+@dataclass
+class SevOp(UserCopies):
+    """The command as the kernel carries it out; ``error`` is the struct's in/out field."""
+
+    vm: Vm
+    caller: Caller
+    firmware: Firmware
+    data: int
+    error: int
+    sev_fd: int
+    record: Record
+    kernel_vms: list[Vm]
+    room: memoryview  # the kernel's own: load() uses it again and again
+    generation: Generation = "new"
+    error_before: int = 0  # what ``error`` was before the latest firmware command
 
     def require_sev(self, *, es: bool = False) -> None:
         """sev_guest() and sev_es_guest(): ENOTTY for a VM that is none."""
