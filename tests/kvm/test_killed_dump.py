@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from sevkvm.host.deputy import Deputy
-from tests.support.build import ROOT
-from tests.support.killing import kill_dumps, settle, shape
+from tests.support.killing import dump, dump_argv, kill_dumps, settle, shape
 from tests.support.qemu import QemuVmm, qemu, require_kvm_qemu
 
 pytestmark = pytest.mark.kvm
@@ -33,24 +30,15 @@ def vmm() -> Iterator[QemuVmm]:
         yield vmm
 
 
-def dump_argv(vmm: QemuVmm, output: Path) -> list[str]:
-    return [
-        *(sys.executable, "-m", "sevkvm", "dump", "--pid", str(vmm.pid), "--vm-fd", str(vmm.vm_fd)),
-        *("--qmp", vmm.qmp_path, "--gpa", f"0:{RAM_NBYTES:#x}", "-o", str(output)),
-    ]
-
-
-def dump(vmm: QemuVmm, output: Path) -> bytes:
-    done = subprocess.run(dump_argv(vmm, output), cwd=ROOT, capture_output=True, timeout=60)
-    assert done.returncode == 0, done.stderr.decode()
-    return output.read_bytes()
+def argv_for(vmm: QemuVmm, output: Path) -> list[str]:
+    return dump_argv(vmm, 0, RAM_NBYTES, output)
 
 
 def test_killed_at_random_moments(vmm: QemuVmm, tmp_path: Path) -> None:
     first = tmp_path / "first"
     truth = tmp_path / "truth"
     began = time.monotonic()
-    reference = dump(vmm, first)
+    reference = dump(argv_for(vmm, first), first)
     took = time.monotonic() - began
     assert vmm.hmp(f'pmemsave 0 {RAM_NBYTES} "{truth}"') == ""
     assert reference == truth.read_bytes()
@@ -64,7 +52,7 @@ def test_killed_at_random_moments(vmm: QemuVmm, tmp_path: Path) -> None:
         output.unlink(missing_ok=True)
 
     outcomes = kill_dumps(
-        vmm.pid, dump_argv(vmm, output), KILLS, took, lambda: vmm.process.poll() is None, check
+        vmm.pid, argv_for(vmm, output), KILLS, took, lambda: vmm.process.poll() is None, check
     )
     print(f"{KILLS} turns: {outcomes}, one dump takes {took:.3f} s")
     assert outcomes["killed"] > KILLS // 4
@@ -72,4 +60,5 @@ def test_killed_at_random_moments(vmm: QemuVmm, tmp_path: Path) -> None:
     with Deputy(vmm.pid):
         pass
     assert settle(vmm.pid, before) == before
-    assert dump(vmm, first.with_name("last")) == reference
+    last = tmp_path / "last"
+    assert dump(argv_for(vmm, last), last) == reference

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +12,7 @@ from sevkvm.host.deputy import Deputy
 from sevkvm.lab.files import mapped
 from sevkvm.lab.sealed import SealedLinux
 from sevkvm.shim.supervisor import SevHost
-from tests.support.build import ROOT
-from tests.support.killing import kill_dumps, settle, shape
+from tests.support.killing import dump, dump_argv, kill_dumps, settle, shape
 from tests.support.linux import require_sealed_linux
 from tests.support.qemu import QemuVmm, require_kvm_qemu
 from tests.support.qemu_sealed import sealed_qemu
@@ -38,17 +35,8 @@ def vmm(linux: SealedLinux) -> Iterator[QemuVmm]:
         yield vmm
 
 
-def dump_argv(vmm: QemuVmm, output: Path) -> list[str]:
-    return [
-        *(sys.executable, "-m", "sevkvm", "dump", "--pid", str(vmm.pid), "--vm-fd", str(vmm.vm_fd)),
-        *("--qmp", vmm.qmp_path, "--cbit-pos", "51", "--gpa", f"{START:#x}:{END:#x}", "-o", str(output)),
-    ]
-
-
-def dump(vmm: QemuVmm, output: Path) -> bytes:
-    done = subprocess.run(dump_argv(vmm, output), cwd=ROOT, capture_output=True, timeout=60)
-    assert done.returncode == 0, done.stderr.decode()
-    return output.read_bytes()
+def argv_for(vmm: QemuVmm, output: Path) -> list[str]:
+    return dump_argv(vmm, START, END, output, "--cbit-pos", "51")
 
 
 def marks(pid: int) -> list[str]:
@@ -67,7 +55,7 @@ def marks(pid: int) -> list[str]:
 def test_killed_while_decrypting(vmm: QemuVmm, linux: SealedLinux, tmp_path: Path) -> None:
     truth = bytes(mapped(linux.ram)[START:END])
     began = time.monotonic()
-    assert dump(vmm, tmp_path / "first") == truth
+    assert dump(argv_for(vmm, tmp_path / "first"), tmp_path / "first") == truth
     took = time.monotonic() - began
     before = shape(vmm.pid)
     output = tmp_path / "killed"
@@ -77,7 +65,7 @@ def test_killed_while_decrypting(vmm: QemuVmm, linux: SealedLinux, tmp_path: Pat
         output.unlink(missing_ok=True)
 
     outcomes = kill_dumps(
-        vmm.pid, dump_argv(vmm, output), KILLS, took, lambda: vmm.process.poll() is None, check
+        vmm.pid, argv_for(vmm, output), KILLS, took, lambda: vmm.process.poll() is None, check
     )
     print(f"{KILLS} turns: {outcomes}, one dump takes {took:.3f} s")
     assert outcomes["killed"] > KILLS // 4
@@ -88,4 +76,4 @@ def test_killed_while_decrypting(vmm: QemuVmm, linux: SealedLinux, tmp_path: Pat
         pass
     assert settle(vmm.pid, before) == before
     assert marks(vmm.pid) == []
-    assert dump(vmm, tmp_path / "last") == truth
+    assert dump(argv_for(vmm, tmp_path / "last"), tmp_path / "last") == truth

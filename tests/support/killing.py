@@ -5,13 +5,30 @@ from __future__ import annotations
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from tests.support.build import ROOT
+from tests.support.qemu import QemuVmm
 
 Shape = tuple[int, int, int]
+
+
+def dump_argv(vmm: QemuVmm, start: int, end: int, output: Path, *options: str) -> list[str]:
+    """The command line that dumps ``[start, end)`` of guest-physical memory."""
+    return [
+        *(sys.executable, "-m", "sevkvm", "dump", "--pid", str(vmm.pid), "--vm-fd", str(vmm.vm_fd)),
+        *("--qmp", vmm.qmp_path, "--gpa", f"{start:#x}:{end:#x}", "-o", str(output), *options),
+    ]
+
+
+def dump(argv: list[str], output: Path) -> bytes:
+    """Run it undisturbed; what it wrote."""
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr.decode()
+    return output.read_bytes()
 
 
 def shape(pid: int) -> Shape:
