@@ -9,11 +9,13 @@ import click
 from sevkvm.abi import x86
 from sevkvm.cli.command import command as sevkvm_command
 from sevkvm.cli.options import GuestSession, guest_options, json_option
-from sevkvm.cli.render import hexadecimal, print_json, print_table, size
+from sevkvm.cli.render import hexadecimal, print_json, print_table, printable, size
 from sevkvm.cli.values import ADDRESS
 from sevkvm.errors import EXIT_FAILURE
 
 if TYPE_CHECKING:
+    from sevkvm.memory.source import SlotMap
+    from sevkvm.paging.form import PagingForm
     from sevkvm.paging.walk import Translation, WalkStep
 
 _FLAG_BITS = (
@@ -48,24 +50,28 @@ _FLAG_BITS = (
 def command(session: GuestSession, gvas: tuple[int, ...], verbose: bool, as_json: bool) -> None:
     """Translate guest-virtual addresses to guest-physical ones through the guest's own page tables.
 
-    Tells the page's size, whether it is private (C-bit set in the last entry) and its rights. An address that is
-    not mapped is answered with where the walk ended; the exit status is then 1.
+    Tells the page's size, whether it is private (C-bit set in the last entry), its rights (of the whole walk), and
+    where the VMM keeps it. An address that is not mapped is answered with where the walk ended and why; the exit
+    status is then 1.
     """
     with session.open() as guest, guest.held():
         form = guest.paging()
         answers = [guest.translate(gva, form) for gva in gvas]
     if as_json:
-        print_json([_as_json(answer, verbose) for answer in answers])
+        print_json([_as_json(answer, form, guest.slots, verbose) for answer in answers])
     else:
         for answer in answers:
-            _print(answer, verbose, encrypted=guest.sev.encrypted)
+            _print(answer, form, guest.slots, verbose, encrypted=guest.sev.encrypted)
     if any(answer.gpa is None for answer in answers):
         click.get_current_context().exit(EXIT_FAILURE)
 
 
-def _print(answer: Translation, verbose: bool, *, encrypted: bool) -> None:
+def _print(answer: Translation, form: PagingForm, slots: SlotMap, verbose: bool, *, encrypted: bool) -> None:
+    from sevkvm.cli.translate_report import details, entry_digits
+
+    digits = entry_digits(form)
     if answer.gpa is None or answer.page_nbytes is None:
-        click.echo(f"0x{answer.gva:016x}: not mapped: {_where(answer)}")
+        click.echo(f"0x{answer.gva:016x}: not mapped: {_where(answer, digits)}")
     else:
         words = [
             f"gpa 0x{answer.gpa:x}",
@@ -76,13 +82,15 @@ def _print(answer: Translation, verbose: bool, *, encrypted: bool) -> None:
             "no-execute" if answer.nx else "executable",
         ]
         click.echo(f"0x{answer.gva:016x}: {', '.join(words)}")
+    for line in details(answer, form, slots):
+        click.echo(f"  {printable(line)}")
     if verbose and answer.steps:
         rows = [
             (
                 x86.LEVEL_NAMES[step.level],
                 f"0x{step.table_gpa:x}",
                 str(step.index),
-                f"0x{step.entry:016x}",
+                f"0x{step.entry:0{digits}x}",
                 "C" if step.cbit else "-",
                 " ".join(_flags(step)) or "-",
             )
@@ -91,19 +99,22 @@ def _print(answer: Translation, verbose: bool, *, encrypted: bool) -> None:
         print_table(("LEVEL", "TABLE", "INDEX", "ENTRY", "C-BIT", "FLAGS"), rows, indent="  ")
 
 
-def _where(answer: Translation) -> str:
+def _where(answer: Translation, digits: int) -> str:
     if not answer.steps:
         return f"{answer.fault}"
     step = answer.steps[-1]
     name = x86.LEVEL_NAMES[step.level]
-    return f"{answer.fault} at {name} (level {step.level}), index {step.index}, entry 0x{step.entry:016x}"
+    entry = f"0x{step.entry:0{digits}x}"
+    return f"{answer.fault} at {name} (level {step.level}), index {step.index}, entry {entry}"
 
 
 def _flags(step: WalkStep) -> list[str]:
     return [name for mask, name in _FLAG_BITS if step.entry & mask]
 
 
-def _as_json(answer: Translation, verbose: bool) -> dict[str, Any]:
+def _as_json(answer: Translation, form: PagingForm, slots: SlotMap, verbose: bool) -> dict[str, Any]:
+    from sevkvm.cli.translate_report import whereabouts
+
     hit = answer.gpa is not None
     last = None if hit or not answer.steps else answer.steps[-1]
     found: dict[str, Any] = {
@@ -118,6 +129,7 @@ def _as_json(answer: Translation, verbose: bool) -> dict[str, Any]:
         "level": last.level if last else None,
         "index": last.index if last else None,
         "entry": hexadecimal(last.entry) if last else None,
+        **whereabouts(answer, form, slots),
     }
     if verbose:
         found["steps"] = [

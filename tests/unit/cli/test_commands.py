@@ -9,7 +9,6 @@ from sevkvm import errors
 from sevkvm.memory.policy import SevKind
 from tests.unit.cli.conftest import (
     BASE,
-    CBIT_POS,
     HIGH_GPA,
     HIGH_NBYTES,
     LOW_NBYTES,
@@ -311,91 +310,6 @@ def test_regs_does_not_guess_the_root_without_the_c_bit(attached, run):
     (vcpu, _) = json.loads(run("regs", "--json").stdout)
     assert vcpu["paging"] == {"mode": "4-level", "root_gpa": None}
     assert "unknown without the C-bit" in run("regs").stdout
-
-
-# ---- translate
-
-
-def test_translate_hits(attached, run):
-    result = run("translate", hex(BASE + SECRET_GPA + 5), hex(BASE + SHARED_GPA))
-    assert result.exit_code == 0
-    assert result.stdout.splitlines() == [
-        "0xffff888000003005: gpa 0x3005, 4 KiB page, private, writable, kernel, no-execute",
-        "0xffff888000004000: gpa 0x4000, 4 KiB page, shared, writable, kernel, no-execute",
-    ]
-
-
-def test_translate_hits_as_json(attached, run):
-    secret, shared = json.loads(
-        run("translate", "--json", hex(BASE + SECRET_GPA), hex(BASE + SHARED_GPA)).stdout
-    )
-    assert secret == {
-        "gva": hex(BASE + SECRET_GPA),
-        "gpa": "0x3000",
-        "page_size": 4096,
-        "private": True,
-        "writable": True,
-        "user": False,
-        "nx": True,
-        "reason": None,
-        "level": None,
-        "index": None,
-        "entry": None,
-    }
-    assert shared["private"] is False
-
-
-def test_translate_a_miss_ends_with_1(attached, run):
-    result = run("translate", hex(BASE), hex(BASE + LOW_NBYTES))
-    assert result.exit_code == 1
-    assert result.stdout.splitlines()[1] == (
-        f"0x{BASE + LOW_NBYTES:016x}: not mapped: not-present at PTE (level 1), index 64, entry 0x{0:016x}"
-    )
-    assert result.stderr == ""
-    result = run("translate", "--json", hex(BASE + LOW_NBYTES), "0x800000000000")
-    miss, odd = json.loads(result.stdout)
-    assert result.exit_code == 1
-    assert [miss[key] for key in ("gpa", "page_size", "private", "writable", "user", "nx")] == [None] * 6
-    assert [miss[key] for key in ("reason", "level", "index", "entry")] == ["not-present", 1, 64, "0x0"]
-    assert [odd[key] for key in ("reason", "level", "index", "entry")] == ["non-canonical", None, None, None]
-
-
-def test_translate_shows_every_level(attached, run):
-    (answer,) = json.loads(run("translate", "-v", "--json", hex(BASE + SECRET_GPA)).stdout)
-    steps = answer["steps"]
-    assert [(step["level"], step["name"], step["index"]) for step in steps] == [
-        (4, "PML4E", 273),
-        (3, "PDPE", 0),
-        (2, "PDE", 0),
-        (1, "PTE", 3),
-    ]
-    assert steps[0]["table_gpa"] == hex(TABLES_GPA)
-    assert all(step["cbit"] for step in steps)
-    leaf = int(steps[3]["entry"], 16)
-    assert leaf == 1 << 63 | 1 << CBIT_POS | SECRET_GPA | 0x63
-    assert steps[3]["flags"] == ["P", "RW", "A", "D", "NX"]
-    text = run("translate", "-v", hex(BASE + SECRET_GPA)).stdout
-    assert len(text.splitlines()) == 6
-    assert f"0x{leaf:016x}" in text
-
-
-def test_translate_of_a_plain_guest_does_not_speak_of_sharing(attached, run):
-    attached.guest = make_guest(attached, policy=None)
-    text = run("translate", hex(BASE)).stdout
-    assert "private" not in text
-    assert "shared" not in text
-
-
-def test_translate_by_another_root(attached, run):
-    result = run("translate", "--cr3", hex(TABLES_GPA + PAGE), hex(BASE))
-    assert result.exit_code == 1
-    assert "not mapped" in result.stdout
-
-
-@pytest.mark.parametrize("bad", ["", "0x", "main", "-5", "0x10000000000000000"])
-def test_translate_refuses_what_is_no_address(attached, run, bad):
-    assert run("translate", "--", bad).exit_code == 2
-    assert attached.options is None
 
 
 # ---- x and xp
