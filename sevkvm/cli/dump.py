@@ -38,10 +38,11 @@ if TYPE_CHECKING:
 @click.option(
     "--format",
     "file_format",
-    type=click.Choice(["raw", "elf"]),
+    type=click.Choice(["raw", "elf", "lime", "padded"]),
     default="raw",
     show_default=True,
-    help="raw: a byte's offset is its address less START. elf: a core file.",
+    help="raw: a byte's offset is its address less START; sparse. elf: a core file. lime: ranges with headers. "
+    "padded: a byte's offset is its gpa, gaps are zeros on the disk too.",
 )
 @click.option("--gpa", type=RANGE, metavar="START:END", help="Only these guest-physical addresses.")
 @click.option("--gva", type=RANGE, metavar="START:END", help="These guest-virtual addresses.")
@@ -72,7 +73,7 @@ def command(
     stderr, and the exit status is 6. A guest whose policy forbids debugging is refused before any file exists.
     --json prints a summary on stdout, or on stderr with -o -.
     """
-    from sevkvm.dump import DumpFormat, DumpOptions, dump_guest, prepare
+    from sevkvm.dump import DumpFormat, DumpOptions, check, dump_guest, prepare
 
     if gpa and gva:
         raise click.UsageError("--gpa and --gva exclude each other", click.get_current_context())
@@ -83,6 +84,7 @@ def command(
         gva=(gva.start, gva.end) if gva else None,
         live=live,
     )
+    check(options.format, target, virtual=gva is not None)
     # The bar is made before the guest is stopped: importing and drawing it takes longer than a small dump.
     with (
         progress_bar("dumping") as progress,

@@ -1,5 +1,6 @@
 """Dump files: a pure layout, one writer a format, and a target that appears only when it is complete."""
 
+from sevkvm.dump.formats import check
 from sevkvm.dump.job import DumpOptions, DumpResult, dump_guest
 from sevkvm.dump.output import Target, prepare
 from sevkvm.dump.pieces import Hole, HoleReason
@@ -12,6 +13,7 @@ __all__ = [
     "Hole",
     "HoleReason",
     "Target",
+    "check",
     "dump_guest",
     "prepare",
 ]

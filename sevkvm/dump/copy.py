@@ -1,4 +1,4 @@
-"""Move guest memory into a sink along a layout; what cannot be read becomes a hole, never an invention."""
+"""Move guest memory into a format's intake along a layout; what cannot be read becomes a hole, never an invention."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from sevkvm.dump.pieces import Hole, HoleReason, Piece
 from sevkvm.dump.reader import PageMap, PageReader
 
 if TYPE_CHECKING:
+    from sevkvm.dump.intake import Intake
     from sevkvm.dump.plan import Layout
     from sevkvm.dump.reader import Memory
-    from sevkvm.dump.sink import Sink
 
 Progress = Callable[[int, int], None]
 """Called with guest bytes dealt with (read or given up) and their total."""
@@ -24,10 +24,10 @@ _ZERO_SPAN = bytes(64 * x86.PAGE_NBYTES)
 class Copier:
     """One dump's copy loop. ``copied_nbytes`` counts what was read; ``holes`` what was not, ascending."""
 
-    def __init__(self, memory: Memory, page_map: PageMap, sink: Sink, progress: Progress | None) -> None:
+    def __init__(self, memory: Memory, page_map: PageMap, intake: Intake, progress: Progress | None) -> None:
         self._reader = PageReader(memory)
         self._page_map = page_map
-        self._sink = sink
+        self._intake = intake
         self._progress = progress
         self._done = 0
         self._total = 0
@@ -35,12 +35,11 @@ class Copier:
         self.holes: list[Hole] = []
 
     def copy(self, layout: Layout) -> None:
-        """Write every piece at its offset and end the file at the layout's size."""
+        """Hand every piece over, byte by byte or as a loss."""
         self._total = layout.copied_nbytes
         for placed in layout.placed:
-            self._sink.skip(placed.offset - self._sink.offset)
+            self._intake.start(placed)
             self._copy_piece(placed.piece)
-        self._sink.skip(layout.nbytes - self._sink.offset)
 
     def _copy_piece(self, piece: Piece) -> None:
         at = piece.gpa
@@ -68,6 +67,7 @@ class Copier:
         while gpa < end:
             want = min(end - gpa, len(reader.buffer))
             got = reader.read(gpa, want, private, ahead=end - gpa - want)
+            got -= got % self._intake.unit
             self._deliver(got)
             gpa += got
             if got == want:
@@ -78,18 +78,18 @@ class Copier:
             gpa = resume
 
     def _deliver(self, nbytes: int) -> None:
-        """Write the first bytes of the buffer, leaving out blocks that were read as zero."""
+        """Hand over the first bytes of the buffer, blocks that were read as zero as such."""
         view = memoryview(self._reader.buffer)
         for start, stop, zero in _zero_runs(self._reader.buffer, nbytes):
             if zero:
-                self._sink.skip(stop - start)
+                self._intake.zeros(stop - start)
             else:
-                self._sink.write(view[start:stop])
+                self._intake.write(view[start:stop])
         self.copied_nbytes += nbytes
         self._advance(nbytes)
 
     def _hole(self, address: int, nbytes: int, reason: HoleReason) -> None:
-        self._sink.skip(nbytes)
+        self._intake.lose(nbytes)
         last = self.holes[-1] if self.holes else None
         if last is not None and last.address + last.nbytes == address and last.reason == reason:
             self.holes[-1] = Hole(last.address, last.nbytes + nbytes, reason)

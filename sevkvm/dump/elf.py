@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sevkvm.abi import elf
+from sevkvm.dump.intake import Straight
 from sevkvm.dump.plan import SPARE_PHDRS, Layout, Placed, cut, elf_layout, merge_placed, notes_offset
 
 if TYPE_CHECKING:
@@ -22,11 +23,12 @@ class ElfWriter:
         self._nphdrs = 1 + len(merge_placed(self.layout.placed))
         self._notes_offset = notes_offset(self._nphdrs)
 
-    def begin(self, sink: Sink) -> None:
+    def begin(self, sink: Sink) -> Straight:
         """ELF header, program headers, notes."""
         sink.write(self._headers([]))
         sink.skip(self._notes_offset - sink.offset)
         sink.write(self._notes)
+        return Straight(sink)
 
     def finish(self, sink: Sink, lost: list[Hole]) -> list[Hole]:
         """Leave ``lost`` out of every segment, the largest first while program headers last.

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from sevkvm import errors
 from sevkvm.dump.copy import Copier, Progress
-from sevkvm.dump.elf import ElfWriter
-from sevkvm.dump.notes import core_notes
+from sevkvm.dump.formats import WITH_REGISTERS, Contents, check, make_writer
 from sevkvm.dump.pieces import Hole, HoleReason, Piece, physical_pieces, virtual_pieces, whole_ram
-from sevkvm.dump.plan import DumpFormat, Layout, Placed, merge_placed
-from sevkvm.dump.raw import RawWriter
+from sevkvm.dump.plan import DumpFormat, Placed, merge_placed
 from sevkvm.dump.virtual import mappings
 
 if TYPE_CHECKING:
     from sevkvm.dump.output import Target
     from sevkvm.dump.reader import DumpSource, PageMap
-    from sevkvm.dump.sink import Sink
     from sevkvm.vcpu import VcpuState
 
 
@@ -57,20 +54,6 @@ class DumpResult:
         return all(hole.reason is HoleReason.NOT_RAM for hole in self.holes)
 
 
-class Writer(Protocol):
-    """One file format: a layout, what comes before the memory, and what its end needs."""
-
-    layout: Layout
-
-    def begin(self, sink: Sink) -> None:
-        """Write what precedes guest memory."""
-        ...
-
-    def finish(self, sink: Sink, lost: list[Hole]) -> list[Hole]:
-        """Complete the file; return ``lost`` with what became of each hole."""
-        ...
-
-
 def dump_guest(
     guest: DumpSource,
     options: DumpOptions,
@@ -83,18 +66,20 @@ def dump_guest(
     Unreadable pages become holes of the result; UsageError, before the target is opened, when the range holds no
     guest memory. Whatever else is raised (firmware refusal, VMM gone, disk full) leaves no file behind.
     """
+    check(options.format, target, virtual=options.gva is not None)
     with nullcontext() if options.live else guest.held():
         start, end, pieces, holes = _select(guest, options)
         states, registers_missing = _registers(guest, options.format)
-        writer = _writer(options.format, pieces, holes, start, end, states)
+        writer = make_writer(options.format, Contents(pieces, holes, start, end, states))
         with target.open(writer.layout.nbytes) as sink:
-            writer.begin(sink)
-            copier = Copier(guest.memory, page_map, sink, progress)
+            intake = writer.begin(sink)
+            copier = Copier(guest.memory, page_map, intake, progress)
             copier.copy(writer.layout)
             lost = writer.finish(sink, copier.holes)
+            file_nbytes = sink.offset
     return DumpResult(
         options.format,
-        writer.layout.nbytes,
+        file_nbytes,
         copier.copied_nbytes,
         tuple(merge_placed(writer.layout.placed)),
         tuple(sorted([*writer.layout.holes, *lost])),
@@ -116,22 +101,9 @@ def _select(guest: DumpSource, options: DumpOptions) -> tuple[int, int, list[Pie
 
 
 def _registers(guest: DumpSource, file_format: DumpFormat) -> tuple[list[VcpuState], str | None]:
-    if file_format is DumpFormat.RAW:
+    if file_format not in WITH_REGISTERS:
         return [], None
     try:
         return guest.registers(), None
     except errors.RegistersUnavailable as reason:
         return [], reason.message
-
-
-def _writer(
-    file_format: DumpFormat,
-    pieces: list[Piece],
-    holes: list[Hole],
-    start: int,
-    end: int,
-    states: list[VcpuState],
-) -> Writer:
-    if file_format is DumpFormat.ELF:
-        return ElfWriter(pieces, holes, core_notes(states))
-    return RawWriter(pieces, holes, start, end)

@@ -18,6 +18,8 @@ class DumpFormat(str, Enum):
 
     RAW = "raw"
     ELF = "elf"
+    LIME = "lime"
+    PADDED = "padded"
 
 
 @dataclass(frozen=True, slots=True)

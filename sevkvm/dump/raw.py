@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sevkvm.dump.intake import Straight
 from sevkvm.dump.plan import Layout, raw_layout
 
 if TYPE_CHECKING:
@@ -17,9 +18,11 @@ class RawWriter:
     def __init__(self, pieces: list[Piece], holes: list[Hole], start: int, end: int) -> None:
         self.layout: Layout = raw_layout(pieces, holes, start, end)
 
-    def begin(self, sink: Sink) -> None:
+    def begin(self, sink: Sink) -> Straight:
         """Nothing comes before the memory."""
+        return Straight(sink)
 
     def finish(self, sink: Sink, lost: list[Hole]) -> list[Hole]:
         """Holes of the guest are holes of the file, or zeros in a pipe: told apart by the result alone."""
+        sink.skip(self.layout.nbytes - sink.offset)
         return lost
