@@ -48,13 +48,18 @@ void sk_tweak_init(struct sk_tweak *tweak, const uint8_t *constants);
 void sk_tweak_xor(const struct sk_tweak *tweak, uint64_t spa, const void *in, void *out, size_t nbytes);
 
 /* sk_walk.h */
-struct sk_paging { uint32_t levels; uint32_t nx; uint64_t cbit_mask; uint64_t address_mask; ...; };
+struct sk_paging { uint32_t mode; uint32_t nx; uint64_t cbit_mask; uint64_t address_mask; ...; };
 struct sk_entry { uint64_t gpa; uint64_t page_nbytes; uint32_t flags; ...; };
 struct sk_run { uint64_t gpa; uint64_t page_nbytes; uint32_t flags; uint16_t first; uint16_t count; ...; };
-uint32_t sk_walk_index(uint64_t gva, uint32_t level);
+uint32_t sk_walk_levels(const struct sk_paging *paging);
+uint32_t sk_walk_nentries(const struct sk_paging *paging, uint32_t level);
+uint32_t sk_walk_shift(const struct sk_paging *paging, uint32_t level);
+uint32_t sk_walk_table_nbytes(const struct sk_paging *paging, uint32_t level);
+uint64_t sk_walk_raw(const struct sk_paging *paging, uint32_t level, const void *table, uint32_t index);
+uint32_t sk_walk_index(const struct sk_paging *paging, uint64_t gva, uint32_t level);
 int sk_walk_canonical(const struct sk_paging *paging, uint64_t gva);
 void sk_walk_entry(const struct sk_paging *paging, uint32_t level, uint64_t raw, struct sk_entry *out);
-size_t sk_walk_table(const struct sk_paging *paging, uint32_t level, const uint64_t *table, struct sk_run *out);
+size_t sk_walk_table(const struct sk_paging *paging, uint32_t level, const void *table, struct sk_run *out);
 
 /* sk_scan.h */
 struct sk_span { uint64_t gpa; uint64_t nbytes; uint64_t flags; ...; };

@@ -4,7 +4,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 
-#define FIRST_ROOM SK_TABLE_ENTRIES
+#define FIRST_ROOM 512
 
 _Static_assert(sizeof(struct sk_span) == 24, "Python unpacks arrays of struct sk_span");
 
@@ -181,7 +181,7 @@ void sk_scan_destroy(struct sk_scan *scan)
 static enum sk_status scan_table(struct sk_scan *scan, const struct sk_paging *paging, uint32_t level,
                                  const void *table, struct sk_error *err)
 {
-	struct sk_run runs[SK_TABLE_ENTRIES];
+	struct sk_run runs[SK_MAX_ENTRIES];
 	size_t nruns = sk_walk_table(paging, level, table, runs);
 	enum sk_status status = SK_OK;
 
@@ -205,13 +205,13 @@ static enum sk_status scan_table(struct sk_scan *scan, const struct sk_paging *p
 enum sk_status sk_scan_tables(struct sk_scan *scan, const struct sk_paging *paging, uint32_t level,
                               const void *tables, size_t ntables, struct sk_error *err)
 {
+	uint32_t table_nbytes = sk_walk_table_nbytes(paging, level);
 	enum sk_status status = SK_OK;
 
-	if (level < 1 || level > 5)
+	if (!table_nbytes)
 		return sk_fail(err, SK_ERR_INVALID, 0, 0, "no page table has level %u", level);
 	for (size_t i = 0; i < ntables && !status; i++)
-		status = scan_table(scan, paging, level,
-		                    (const char *)tables + i * SK_TABLE_ENTRIES * sizeof(uint64_t), err);
+		status = scan_table(scan, paging, level, (const char *)tables + i * table_nbytes, err);
 	return status;
 }
 

@@ -36,7 +36,7 @@ enum sk_status sk_scan_create(uint32_t flags_mask, size_t max_spans, size_t max_
                               struct sk_error *err);
 void sk_scan_destroy(struct sk_scan *scan);
 
-/* Decode ntables tables of this level that lie one behind the other, SK_TABLE_ENTRIES entries each. */
+/* Decode ntables tables of this level that lie one behind the other, sk_walk_table_nbytes each. */
 enum sk_status sk_scan_tables(struct sk_scan *scan, const struct sk_paging *paging, uint32_t level,
                               const void *tables, size_t ntables, struct sk_error *err);
 

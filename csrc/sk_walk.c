@@ -10,27 +10,44 @@
 #define ENTRY_LOW_FLAGS 7ULL /* P, R/W, U/S: SK_PRESENT, SK_WRITABLE, SK_USER */
 #define ENTRY_ADDRESS 0x000ffffffffff000ULL
 #define LARGE_PAGE_PAT (1ULL << 12)
+#define PAE_RESERVED 0x7ff0000000000000ULL     /* 62:52, which long mode ignores */
+#define PAE_TOP_RESERVED 0xfff00000000001e6ULL /* 63:52, 8:5, 2:1 */
+#define PSE_HIGH 0x001fe000ULL                 /* 20:13 of a 4 MiB page's entry: bits 39:32 of its gpa */
+#define PSE_HIGH_SHIFT 19
 
-#define MIN_LEVEL 1
 #define MAX_LEVEL 5
 #define PAGE_SHIFT 12
-#define INDEX_BITS 9
+#define GROUP 8
+#define WORD_BITS 64
 
 _Static_assert(SK_PRESENT == 1 && SK_WRITABLE == 2 && SK_USER == 4, "decode() copies these three as they are");
 _Static_assert(sizeof(struct sk_run) == 24 && offsetof(struct sk_run, page_nbytes) == 8 &&
                offsetof(struct sk_run, flags) == 16 && offsetof(struct sk_run, first) == 20 &&
                offsetof(struct sk_run, count) == 22, "Python unpacks arrays of struct sk_run");
+_Static_assert(SK_MAX_ENTRIES % WORD_BITS == 0 && WORD_BITS % GROUP == 0, "map_entries() goes by groups");
 
-/* An entry is a leaf when any of these bits is set in it: at level 1 every present one, at 4 and 5 none. */
-static const uint64_t leaf_bits[MAX_LEVEL + 1] = {
-	[1] = ENTRY_PRESENT,
-	[2] = ENTRY_PS,
-	[3] = ENTRY_PS,
+struct shape {
+	uint32_t levels;
+	uint32_t index_bits;
+	uint32_t entry_nbytes;
+	uint32_t top_nentries;
+	/* An entry is a leaf when any of these bits is set in it: at level 1 every present one. */
+	uint64_t leaf_bits[MAX_LEVEL + 1];
+};
+
+static const struct shape shapes[] = {
+	[SK_PAGING_OFF] = { 0 },
+	[SK_PAGING_32] = { 2, 10, 4, 1024, { [1] = ENTRY_PRESENT } },
+	[SK_PAGING_PSE] = { 2, 10, 4, 1024, { [1] = ENTRY_PRESENT, [2] = ENTRY_PS } },
+	[SK_PAGING_PAE] = { 3, 9, 8, 4, { [1] = ENTRY_PRESENT, [2] = ENTRY_PS } },
+	[SK_PAGING_4LEVEL] = { 4, 9, 8, 512, { [1] = ENTRY_PRESENT, [2] = ENTRY_PS, [3] = ENTRY_PS } },
+	[SK_PAGING_5LEVEL] = { 5, 9, 8, 512, { [1] = ENTRY_PRESENT, [2] = ENTRY_PS, [3] = ENTRY_PS } },
 };
 
 /* What decoding the entries of one level takes, worked out once a table. */
 struct masks {
 	uint64_t leaf_if;
+	uint64_t pse_high;
 	uint64_t cbit;
 	uint64_t nx;
 	uint64_t page_nbytes;
@@ -38,41 +55,79 @@ struct masks {
 	uint64_t leaf_address;
 	uint64_t table_reserved;
 	uint64_t leaf_reserved;
+	uint32_t own_flags;    /* those of ENTRY_LOW_FLAGS that the entry has */
+	uint32_t given_flags;  /* those that every present entry has */
 };
 
-static uint32_t level_shift(uint32_t level)
+static const struct shape *shape_of(const struct sk_paging *paging)
 {
-	return PAGE_SHIFT + INDEX_BITS * (level - 1);
+	return &shapes[paging->mode < sizeof shapes / sizeof shapes[0] ? paging->mode : SK_PAGING_OFF];
+}
+
+static bool has_level(const struct shape *shape, uint32_t level)
+{
+	return level >= 1 && level <= shape->levels;
+}
+
+static uint32_t level_shift(const struct shape *shape, uint32_t level)
+{
+	return PAGE_SHIFT + shape->index_bits * (level - 1);
 }
 
 static bool masks_init(struct masks *masks, const struct sk_paging *paging, uint32_t level)
 {
-	uint64_t reserved = ENTRY_ADDRESS & ~(paging->address_mask | paging->cbit_mask);
-	uint64_t offset_mask;
+	const struct shape *shape = shape_of(paging);
+	bool legacy = shape->entry_nbytes == sizeof(uint32_t);
+	bool pae_top = paging->mode == SK_PAGING_PAE && level == shape->levels;
+	uint64_t reserved, offset_mask;
 
-	if (level < MIN_LEVEL || level > MAX_LEVEL)
+	if (!has_level(shape, level))
 		return false;
-	masks->page_nbytes = 1ULL << level_shift(level);
-	offset_mask = masks->page_nbytes - 1;
-	masks->leaf_if = leaf_bits[level];
-	masks->cbit = paging->cbit_mask;
-	masks->nx = paging->nx ? ENTRY_NX : 0;
-	if (!paging->nx)
-		reserved |= ENTRY_NX;
+	memset(masks, 0, sizeof *masks);
+	masks->own_flags = ENTRY_LOW_FLAGS;
+	masks->leaf_if = shape->leaf_bits[level];
+	masks->page_nbytes = 1ULL << level_shift(shape, level);
 	masks->table_address = paging->address_mask & ENTRY_ADDRESS & ~paging->cbit_mask;
+	if (legacy) {
+		/* no bit for it: all that an encrypted guest reaches this way is private */
+		masks->given_flags = paging->cbit_mask ? SK_PRIVATE : 0;
+		masks->pse_high = masks->leaf_if & ENTRY_PS ? PSE_HIGH : 0;
+	} else {
+		masks->cbit = paging->cbit_mask;
+		masks->nx = paging->nx && !pae_top ? ENTRY_NX : 0;
+	}
+	reserved = ENTRY_ADDRESS & ~(masks->table_address | masks->cbit);
+	if (!legacy && !paging->nx)
+		reserved |= ENTRY_NX;
+	if (paging->mode == SK_PAGING_PAE)
+		reserved |= PAE_RESERVED;
+	if (pae_top) {
+		reserved |= PAE_TOP_RESERVED;
+		masks->own_flags = SK_PRESENT;
+		masks->given_flags = SK_WRITABLE | SK_USER;
+	}
+	offset_mask = masks->page_nbytes - 1;
 	masks->leaf_address = masks->table_address & ~offset_mask;
-	/* where no leaf can be, the bit that would make one is reserved */
-	masks->table_reserved = reserved | (masks->leaf_if ? 0 : ENTRY_PS);
+	/* where long mode has no leaf, the bit that would make one is reserved; CR4.PSE clear ignores it */
+	masks->table_reserved = reserved | (masks->leaf_if || legacy ? 0 : ENTRY_PS);
 	/* a large page's unused low address bits are reserved, but bit 12 is PAT */
-	masks->leaf_reserved = reserved | (ENTRY_ADDRESS & offset_mask & ~(LARGE_PAGE_PAT | paging->cbit_mask));
+	masks->leaf_reserved = reserved | (ENTRY_ADDRESS & offset_mask & ~(LARGE_PAGE_PAT | masks->cbit));
 	return true;
 }
 
-/* Flags and address of a present entry. */
+/* Bring a 4 MiB page's high address bits where those of every other entry are. */
+static inline uint64_t widen(uint64_t raw, uint64_t pse_high)
+{
+	uint64_t high = raw & ENTRY_PS ? raw & pse_high : 0;
+
+	return (raw ^ high) | high << PSE_HIGH_SHIFT;
+}
+
+/* Flags and address of a present entry that was widened. */
 static inline uint32_t decode(const struct masks *masks, uint64_t raw, uint64_t *gpa)
 {
 	bool leaf = raw & masks->leaf_if;
-	uint32_t flags = (uint32_t)(raw & ENTRY_LOW_FLAGS);
+	uint32_t flags = ((uint32_t)raw & masks->own_flags) | masks->given_flags;
 
 	flags |= raw & masks->nx ? SK_NX : 0;
 	flags |= raw & masks->cbit ? SK_PRIVATE : 0;
@@ -82,22 +137,74 @@ static inline uint32_t decode(const struct masks *masks, uint64_t raw, uint64_t 
 	return flags;
 }
 
-uint32_t sk_walk_index(uint64_t gva, uint32_t level)
+/* The bytes come from anywhere, aligned or not. */
+static inline uint64_t load(const void *table, uint32_t index, uint32_t entry_nbytes)
 {
-	if (level < MIN_LEVEL || level > MAX_LEVEL)
+	const char *entry = (const char *)table + (size_t)index * entry_nbytes;
+	uint64_t wide;
+	uint32_t narrow;
+
+	if (entry_nbytes == sizeof wide) {
+		memcpy(&wide, entry, sizeof wide);
+		return wide;
+	}
+	memcpy(&narrow, entry, sizeof narrow);
+	return narrow;
+}
+
+uint32_t sk_walk_levels(const struct sk_paging *paging)
+{
+	return shape_of(paging)->levels;
+}
+
+uint32_t sk_walk_nentries(const struct sk_paging *paging, uint32_t level)
+{
+	const struct shape *shape = shape_of(paging);
+
+	if (!has_level(shape, level))
 		return 0;
-	return (uint32_t)(gva >> level_shift(level)) & (SK_TABLE_ENTRIES - 1);
+	return level == shape->levels ? shape->top_nentries : 1U << shape->index_bits;
+}
+
+uint32_t sk_walk_shift(const struct sk_paging *paging, uint32_t level)
+{
+	const struct shape *shape = shape_of(paging);
+
+	return has_level(shape, level) ? level_shift(shape, level) : 0;
+}
+
+uint32_t sk_walk_table_nbytes(const struct sk_paging *paging, uint32_t level)
+{
+	return sk_walk_nentries(paging, level) * shape_of(paging)->entry_nbytes;
+}
+
+uint64_t sk_walk_raw(const struct sk_paging *paging, uint32_t level, const void *table, uint32_t index)
+{
+	return index < sk_walk_nentries(paging, level) ? load(table, index, shape_of(paging)->entry_nbytes) : 0;
+}
+
+uint32_t sk_walk_index(const struct sk_paging *paging, uint64_t gva, uint32_t level)
+{
+	const struct shape *shape = shape_of(paging);
+
+	if (!has_level(shape, level))
+		return 0;
+	return (uint32_t)(gva >> level_shift(shape, level)) & (sk_walk_nentries(paging, level) - 1);
 }
 
 int sk_walk_canonical(const struct sk_paging *paging, uint64_t gva)
 {
+	uint32_t top_bit;
 	uint64_t upper;
 
-	if (paging->levels < MIN_LEVEL || paging->levels > MAX_LEVEL)
+	if (paging->mode <= SK_PAGING_PAE)
+		return gva <= UINT32_MAX;
+	if (paging->mode > SK_PAGING_5LEVEL)
 		return 0;
 	/* the highest translated bit and all above it are equal */
-	upper = gva >> (level_shift(paging->levels + 1) - 1);
-	return upper == 0 || upper == UINT64_MAX >> (level_shift(paging->levels + 1) - 1);
+	top_bit = level_shift(shape_of(paging), paging->mode + 1) - 1;
+	upper = gva >> top_bit;
+	return upper == 0 || upper == UINT64_MAX >> top_bit;
 }
 
 void sk_walk_entry(const struct sk_paging *paging, uint32_t level, uint64_t raw, struct sk_entry *out)
@@ -107,51 +214,97 @@ void sk_walk_entry(const struct sk_paging *paging, uint32_t level, uint64_t raw,
 	memset(out, 0, sizeof *out);
 	if (!(raw & ENTRY_PRESENT) || !masks_init(&masks, paging, level))
 		return;
-	out->flags = decode(&masks, raw, &out->gpa);
+	out->flags = decode(&masks, widen(raw, masks.pse_high), &out->gpa);
 	if (out->flags & SK_LEAF)
 		out->page_nbytes = masks.page_nbytes;
 }
 
-size_t sk_walk_table(const struct sk_paging *paging, uint32_t level, const uint64_t *table,
-                     struct sk_run *out)
+/*
+ * Which entries are present, and which continue the run of the one before them, as bit maps. The latter depends on
+ * two neighbours alone, so the processor can look at several entries at a time.
+ */
+static inline __attribute__((always_inline)) void map_entries(const struct masks *masks, const void *table,
+                                                              uint32_t nentries, uint32_t entry_nbytes,
+                                                              uint64_t pse_high, uint64_t *present,
+                                                              uint64_t *continued)
 {
-	const uint64_t no_gpa = 1; /* no entry's address */
-	uint64_t next_gpa = no_gpa; /* what the next entry would continue the last run with: this address, */
-	uint64_t same_bits = 0;     /* and these of run_bits */
-	uint64_t run_bits;
-	struct masks masks;
-	size_t nruns = 0;
+	const uint64_t same = ENTRY_LOW_FLAGS | masks->leaf_if | masks->cbit | masks->nx | masks->leaf_reserved;
+	const uint64_t leaf = ENTRY_PRESENT | masks->leaf_if;
+	const uint64_t address = masks->leaf_address;
+	/* where there are no leaves nothing continues: no two addresses are 1 apart */
+	const uint64_t step = masks->leaf_if ? masks->page_nbytes : 1;
+	uint64_t before = 0;
 
-	if (!masks_init(&masks, paging, level))
-		return 0;
-	run_bits = ENTRY_LOW_FLAGS | masks.leaf_if | masks.cbit | masks.nx | masks.leaf_reserved;
-	for (uint32_t index = 0; index < SK_TABLE_ENTRIES; index++) {
-		struct sk_run *run;
-		uint64_t raw, gpa;
-		uint32_t flags;
+	for (uint32_t start = 0; start < nentries; start += GROUP) {
+		uint64_t entries[GROUP], any = 0, here_present = 0, here_continued = 0;
 
-		/* the bytes come from anywhere, aligned or not */
-		memcpy(&raw, (const char *)table + index * sizeof raw, sizeof raw);
-		if ((raw & masks.leaf_address) == next_gpa && (raw & run_bits) == same_bits) {
-			out[nruns - 1].count++;
-			next_gpa += masks.page_nbytes;
+		for (uint32_t i = 0; i < GROUP; i++) {
+			entries[i] = load(table, start + i, entry_nbytes);
+			any |= entries[i];
+		}
+		if (!(any & ENTRY_PRESENT)) {
+			before = 0;
 			continue;
 		}
-		next_gpa = no_gpa;
-		if (!(raw & ENTRY_PRESENT))
-			continue;
-		flags = decode(&masks, raw, &gpa);
-		run = &out[nruns++];
-		run->gpa = gpa;
-		run->page_nbytes = 0;
-		run->flags = flags;
-		run->first = (uint16_t)index;
-		run->count = 1;
-		if (flags & SK_LEAF) {
-			run->page_nbytes = masks.page_nbytes;
-			next_gpa = gpa + masks.page_nbytes;
-			same_bits = raw & run_bits;
+		for (uint32_t i = 0; i < GROUP; i++) {
+			uint64_t raw = pse_high ? widen(entries[i], pse_high) : entries[i];
+			bool touches = (raw & address) - (before & address) == step;
+			bool agrees = !((raw ^ before) & same) & ((raw & leaf) == leaf);
+
+			here_present |= (raw & ENTRY_PRESENT) << i;
+			here_continued |= (uint64_t)(touches & agrees) << i;
+			before = raw;
+		}
+		present[start / WORD_BITS] |= here_present << start % WORD_BITS;
+		continued[start / WORD_BITS] |= here_continued << start % WORD_BITS;
+	}
+}
+
+static inline __attribute__((always_inline)) size_t table_runs(const struct masks *masks, const void *table,
+                                                               uint32_t nentries, uint32_t entry_nbytes,
+                                                               uint64_t pse_high, struct sk_run *out)
+{
+	/* one word more: nothing continues beyond the end */
+	uint64_t present[SK_MAX_ENTRIES / WORD_BITS + 1] = { 0 }, continued[SK_MAX_ENTRIES / WORD_BITS + 1] = { 0 };
+	const uint32_t nwords = (nentries + WORD_BITS - 1) / WORD_BITS;
+	size_t nruns = 0, nended = 0;
+
+	map_entries(masks, table, nentries, entry_nbytes, pse_high, present, continued);
+	for (uint32_t word = 0; word < nwords; word++) {
+		uint64_t next = continued[word] >> 1 | continued[word + 1] << (WORD_BITS - 1);
+
+		for (uint64_t first = present[word] & ~continued[word]; first; first &= first - 1) {
+			uint32_t index = word * WORD_BITS + (uint32_t)__builtin_ctzll(first);
+			struct sk_run *run = &out[nruns++];
+
+			run->flags = decode(masks, widen(load(table, index, entry_nbytes), pse_high), &run->gpa);
+			run->page_nbytes = run->flags & SK_LEAF ? masks->page_nbytes : 0;
+			run->first = (uint16_t)index;
+		}
+		for (uint64_t last = present[word] & ~next; last; last &= last - 1) {
+			uint32_t index = word * WORD_BITS + (uint32_t)__builtin_ctzll(last);
+			struct sk_run *run = &out[nended++];
+
+			run->count = (uint16_t)(index - run->first + 1);
 		}
 	}
 	return nruns;
+}
+
+size_t sk_walk_table(const struct sk_paging *paging, uint32_t level, const void *table, struct sk_run *out)
+{
+	const uint32_t nentries = sk_walk_nentries(paging, level);
+	uint64_t padded[GROUP] = { 0 };
+	struct masks masks;
+
+	if (!masks_init(&masks, paging, level))
+		return 0;
+	if (nentries < GROUP) {
+		memcpy(padded, table, sk_walk_table_nbytes(paging, level));
+		return table_runs(&masks, padded, GROUP, sizeof(uint64_t), 0, out);
+	}
+	/* written out, so that the compiler makes code for each size of entry */
+	if (shape_of(paging)->entry_nbytes == sizeof(uint64_t))
+		return table_runs(&masks, table, nentries, sizeof(uint64_t), 0, out);
+	return table_runs(&masks, table, nentries, sizeof(uint32_t), masks.pse_high, out);
 }

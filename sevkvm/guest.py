@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sevkvm import errors
 from sevkvm.memory.policy import SevInfo, SevKind
-from sevkvm.paging.form import PagingForm
+from sevkvm.paging.form import PagingForm, PagingMode
 from sevkvm.paging.walk import Walker
 from sevkvm.vcpu import VcpuState, paging_levels, root_gpa
 
@@ -129,14 +129,17 @@ class Guest:
         cr3 = self._parts.cr3
         if self._parts.no_registers is not None and cr3 is not None:
             self._parts.warn("registers are unknown: reading --cr3 as the root of 4-level tables")
-            return PagingForm(4, root_gpa(cr3, cbit_pos), cbit_pos)
+            return PagingForm(PagingMode.LEVEL4, root_gpa(cr3, cbit_pos), cbit_pos)
         state = self._state(self._parts.vcpu if vcpu is None else vcpu)
         if cr3 is not None:
             # the user names a long-mode table; only LA57 tells how deep it is
             levels = 5 if paging_levels_or_zero(state) == 5 else 4
-            return PagingForm(levels, root_gpa(cr3, cbit_pos), cbit_pos)
+            return PagingForm(PagingMode(levels), root_gpa(cr3, cbit_pos), cbit_pos)
         return PagingForm(
-            paging_levels(state.sregs), root_gpa(state.sregs.cr3, cbit_pos), cbit_pos, state.nx_enabled
+            PagingMode(paging_levels(state.sregs)),
+            root_gpa(state.sregs.cr3, cbit_pos),
+            cbit_pos,
+            state.nx_enabled,
         )
 
     def forms(self) -> list[PagingForm]:

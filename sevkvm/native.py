@@ -253,6 +253,14 @@ class EntryFlag(IntFlag):
     RESERVED = 1 << 6
 
 
+class TableShape(NamedTuple):
+    """Tables of one level: log2 of the gva bytes an entry spans, entries, bytes (4096, or 32 for PAE's top)."""
+
+    shift: int
+    nentries: int
+    table_nbytes: int
+
+
 class TableRun(NamedTuple):
     """``struct sk_run``: ``nentries`` neighbouring entries from ``first``; page_nbytes is 0 for a table."""
 
@@ -281,28 +289,44 @@ class ScanTotals(NamedTuple):
     tables_full: bool
 
 
-TABLE_NBYTES = 4096
+_MAX_ENTRIES = 1024  # SK_MAX_ENTRIES
 _RUN = struct.Struct("<QQIHH")
 _SPAN = struct.Struct("<QQQ")
 
 
 class TableDecoder:
-    """Page-table entries of one paging form. Its buffers are reused: one thread at a time."""
+    """Page-table entries of one paging form. Its buffers are reused: one thread at a time.
 
-    __slots__ = ("_entry", "_runs", "paging")
+    ``mode``: one of ``enum sk_paging_mode``. ``levels``: its tables by level, from 1 (PT); index 0 is unused.
+    """
 
-    def __init__(self, levels: int, *, nx: bool, cbit_mask: int, address_mask: int) -> None:
+    __slots__ = ("_entry", "_runs", "levels", "paging")
+
+    def __init__(self, mode: int, *, nx: bool, cbit_mask: int, address_mask: int) -> None:
         paging: Any = ffi.new("struct sk_paging *")
-        paging.levels = levels
+        paging.mode = mode
         paging.nx = nx
         paging.cbit_mask = cbit_mask
         paging.address_mask = address_mask
         self.paging = paging
         self._entry: Any = ffi.new("struct sk_entry *")
-        self._runs = ffi.new("struct sk_run[512]")
+        self._runs = ffi.new("struct sk_run[]", _MAX_ENTRIES)
+        self.levels = tuple(
+            TableShape(
+                lib.sk_walk_shift(paging, level),
+                lib.sk_walk_nentries(paging, level),
+                lib.sk_walk_table_nbytes(paging, level),
+            )
+            for level in range(lib.sk_walk_levels(paging) + 1)
+        )
+
+    def raw(self, level: int, table: bytes, index: int) -> int:
+        """The entry as stored, zero-extended; 0 beyond the table's end."""
+        self._check(level, table)
+        return int(lib.sk_walk_raw(self.paging, level, ffi.from_buffer(table), index))
 
     def canonical(self, gva: int) -> bool:
-        """Are all bits above the translated ones equal to the highest of them?"""
+        """Can it be translated: canonical in long mode, below 4 GiB in the other modes?"""
         return bool(lib.sk_walk_canonical(self.paging, gva))
 
     def entry(self, level: int, raw: int) -> tuple[int, int, int]:
@@ -312,12 +336,14 @@ class TableDecoder:
         return entry.gpa, entry.page_nbytes, entry.flags
 
     def table(self, level: int, table: bytes) -> list[TableRun]:
-        """The present entries of a 4096-byte table: leaves merged to runs, each entry to a table by itself."""
-        if len(table) != TABLE_NBYTES:
-            raise ValueError("a page table has 4096 bytes")
-        source = ffi.from_buffer("uint64_t[]", table)
-        count = lib.sk_walk_table(self.paging, level, source, self._runs)
+        """The present entries of a table: leaves merged to runs, each entry to a table by itself."""
+        self._check(level, table)
+        count = lib.sk_walk_table(self.paging, level, ffi.from_buffer(table), self._runs)
         return list(map(TableRun._make, _RUN.iter_unpack(ffi.buffer(self._runs, count * _RUN.size))))
+
+    def _check(self, level: int, table: bytes) -> None:
+        if not 1 <= level < len(self.levels) or len(table) != self.levels[level].table_nbytes:
+            raise ValueError(f"{len(table)} bytes are no table of level {level}")
 
 
 class TableScan:
@@ -339,10 +365,10 @@ class TableScan:
         self._pointer = ffi.NULL
 
     def add(self, decoder: TableDecoder, level: int, tables: Sequence[bytes]) -> None:
-        """Decode 4096-byte tables of this level."""
+        """Decode whole tables of this level."""
         joined = b"".join(tables)
-        if len(joined) != len(tables) * TABLE_NBYTES:
-            raise ValueError("a page table has 4096 bytes")
+        if len(joined) != len(tables) * decoder.levels[level].table_nbytes:
+            raise ValueError(f"a table of level {level} has {decoder.levels[level].table_nbytes} bytes")
         call = Call()
         call.check(
             lib.sk_scan_tables(

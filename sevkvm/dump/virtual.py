@@ -10,8 +10,8 @@ from sevkvm.dump.pieces import Mapping
 from sevkvm.paging.walk import translate_range
 
 if TYPE_CHECKING:
+    from sevkvm.paging.fetch import TableReader
     from sevkvm.paging.form import PagingForm
-    from sevkvm.paging.walk import TableReader
 
 
 def mappings(reader: TableReader, form: PagingForm, start: int, end: int) -> Iterator[Mapping]:

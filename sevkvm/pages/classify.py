@@ -15,8 +15,8 @@ from sevkvm.paging import scan
 
 if TYPE_CHECKING:
     from sevkvm.memory.source import SlotMap
+    from sevkvm.paging.fetch import TableReader
     from sevkvm.paging.form import PagingForm
-    from sevkvm.paging.walk import TableReader
 
 __all__ = ["PageKind", "PageMap", "PageRun", "classify", "uniform"]
 

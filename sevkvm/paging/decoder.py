@@ -16,13 +16,13 @@ _local = threading.local()  # a decoder's buffers serve one thread at a time
 def decoder_for(form: PagingForm) -> native.TableDecoder:
     """The calling thread's decoder for tables of this form, whatever their root."""
     try:
-        decoders: dict[tuple[int, bool, int | None], native.TableDecoder] = _local.decoders
+        decoders: dict[tuple[int, bool, int | None, int], native.TableDecoder] = _local.decoders
     except AttributeError:
         decoders = _local.decoders = {}
-    key = (form.levels, form.nx, form.cbit_pos)
+    key = (form.mode, form.nx, form.cbit_pos, form.phys_bits)
     found = decoders.get(key)
     if found is None:
         found = decoders[key] = native.TableDecoder(
-            form.levels, nx=form.nx, cbit_mask=form.cbit_mask, address_mask=form.address_mask
+            form.mode, nx=form.nx, cbit_mask=form.cbit_mask, address_mask=form.address_mask
         )
     return found

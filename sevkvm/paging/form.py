@@ -1,45 +1,96 @@
 """The paging form of a guest, as data: how its tables are to be read.
 
-Source: AMD64 Architecture Programmer's Manual, volume 2, sections 5.3 (long-mode translation) and 15.34.5 (C-bit).
+Source: AMD64 Architecture Programmer's Manual, volume 2, sections 5.2 (legacy-mode translation), 5.3 (long-mode
+translation) and 15.34.5 (C-bit).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Final
 
 from sevkvm.abi import x86
 
 MIN_CBIT: Final = 32
 MAX_CBIT: Final = 51
-_INDEX_BITS: Final = 9
+_MIN_PHYS_BITS: Final = 32
 
 
-def entry_nbytes(level: int) -> int:
-    """How much guest-virtual memory one entry of a table of this level (1 = PT) spans; at 1 to 3 a page size."""
-    return 1 << x86.PAGE_SHIFT + _INDEX_BITS * (level - 1)
+class PagingMode(IntEnum):
+    """``enum sk_paging_mode`` of csrc/sk_walk.h. LEGACY and PSE are 32-bit tables without and with 4 MiB pages."""
+
+    OFF = 0
+    LEGACY = 1
+    PSE = 2
+    PAE = 3
+    LEVEL4 = 4
+    LEVEL5 = 5
+
+    @property
+    def levels(self) -> int:
+        """How many levels of tables a walk goes through."""
+        return _LEVELS[self]
+
+    @property
+    def option_name(self) -> str:
+        """What ``--paging`` calls it."""
+        return OPTION_NAMES[self]
+
+    @property
+    def long(self) -> bool:
+        """Long mode: 64-bit addresses."""
+        return self >= PagingMode.LEVEL4
+
+    @property
+    def root_mask(self) -> int:
+        """The bits of CR3 that are the top table's gpa (or its C-bit). PAE's table of 4 entries is 32-byte aligned."""
+        return _ROOT_MASKS[self]
+
+    @property
+    def has_wide_entries(self) -> bool:
+        """Entries of 8 bytes: they have NX and the C-bit."""
+        return self >= PagingMode.PAE
+
+
+OPTION_NAMES: Final = ("none", "32", "pse", "pae", "4level", "5level")
+_LEVELS: Final = (0, 2, 2, 3, 4, 5)
+_ROOT_MASKS: Final = (0, 0xFFFF_F000, 0xFFFF_F000, 0xFFFF_FFE0, x86.CR3_ADDRESS_MASK, x86.CR3_ADDRESS_MASK)
 
 
 @dataclass(frozen=True)
 class PagingForm:
-    """``levels`` is 4 or 5, or 0 with paging off; ``root_gpa`` the top table, C-bit and PCID taken off.
+    """``root_gpa``: the top table, C-bit and PCID taken off; without meaning (0) when paging is off.
 
-    ``cbit_pos`` is None for a guest without encryption.
-    ``nx``: EFER.NXE is set; without it bit 63 of an entry is reserved. ValueError for what no processor has.
+    ``cbit_pos`` is None for a guest without encryption. All that an encrypted guest reaches without paging or by
+    32-bit tables, which have no C-bit, is private.
+    ``nx``: EFER.NXE is set; without it bit 63 of an entry is reserved. 32-bit tables do not ask.
+    ``phys_bits``: an entry's address bits from here up are reserved. ValueError for what no processor has.
     """
 
-    levels: int
+    mode: PagingMode
     root_gpa: int
     cbit_pos: int | None = None
     nx: bool = True
+    phys_bits: int = x86.MAX_PHYS_BIT
 
     def __post_init__(self) -> None:
-        if self.levels not in (0, 4, 5):
-            raise ValueError(f"long mode has 4 or 5 levels, not {self.levels}")
         if self.cbit_pos is not None and not MIN_CBIT <= self.cbit_pos <= MAX_CBIT:
             raise ValueError(f"the C-bit is one of {MIN_CBIT} to {MAX_CBIT}, not {self.cbit_pos}")
-        if self.root_gpa & ~self.address_mask:
+        if not _MIN_PHYS_BITS <= self.phys_bits <= x86.MAX_PHYS_BIT:
+            raise ValueError(f"{self.phys_bits} is no width of physical addresses")
+        if self.root_gpa & ~(self.mode.root_mask & ~self.cbit_mask):
             raise ValueError(f"0x{self.root_gpa:x} is not the gpa of a table: take C-bit and PCID off CR3")
+
+    @property
+    def levels(self) -> int:
+        """How many levels of tables a walk goes through; 0 with paging off."""
+        return self.mode.levels
+
+    @property
+    def encrypted(self) -> bool:
+        """The guest's memory is encrypted."""
+        return self.cbit_pos is not None
 
     @property
     def cbit_mask(self) -> int:
@@ -48,5 +99,5 @@ class PagingForm:
 
     @property
     def address_mask(self) -> int:
-        """Bits 12 to 51 of an entry, less the C-bit."""
-        return x86.PTE_ADDRESS_MASK & ~self.cbit_mask
+        """The bits that the gpa of a page can have, less the C-bit."""
+        return x86.PTE_ADDRESS_MASK & (1 << self.phys_bits) - 1 & ~self.cbit_mask

@@ -12,15 +12,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from sevkvm import native
+from sevkvm.abi.x86 import PAGE_MASK
 from sevkvm.native import EntryFlag
 from sevkvm.paging.decoder import decoder_for
+from sevkvm.paging.fetch import fetch_tables
+from sevkvm.paging.form import PagingMode
 
 if TYPE_CHECKING:
+    from sevkvm.paging.fetch import TableReader
     from sevkvm.paging.form import PagingForm
-    from sevkvm.paging.walk import TableReader
 
 BATCH: Final = 256  # tables asked for at once: 1 MiB
-TOP_LEVEL: Final = 5
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,11 @@ def leaves(
     """
     limits = limits or Limits()
     result = ScanResult()
-    groups: dict[tuple[bool, int | None], list[PagingForm]] = {}
+    groups: dict[tuple[PagingMode, bool, int | None, int], list[PagingForm]] = {}
     for form in forms:  # forms that read entries alike share tables, 4- and 5-level ones included
         if form.levels:  # paging off maps nothing by tables
-            groups.setdefault((form.nx, form.cbit_pos), []).append(form)
+            alike = PagingMode.LEVEL5 if form.mode.long else form.mode
+            groups.setdefault((alike, form.nx, form.cbit_pos, form.phys_bits), []).append(form)
     with native.TableScan(tell_apart, limits.spans, limits.tables) as scan:
         for group in groups.values():
             _scan_group(scan, reader, group, result, limits)
@@ -99,7 +102,8 @@ def leaves(
         result.packed_spans = scan.spans()
     result.pages_by_level = {level: count for level, count in enumerate(totals.pages) if count}
     result.reserved = totals.reserved
-    result.table_gpas = array("Q", sorted(set(result.table_gpas)))
+    # PAE's top tables are parts of a page
+    result.table_gpas = array("Q", sorted({gpa & ~PAGE_MASK for gpa in result.table_gpas}))
     cut = {
         "tables": totals.tables_full,
         "spans": totals.spans_full,
@@ -116,15 +120,16 @@ def _scan_group(
     result: ScanResult,
     limits: Limits,
 ) -> None:
-    decoder = decoder_for(forms[0])
-    for level in range(TOP_LEVEL, 0, -1):
+    deepest = max(forms, key=lambda form: form.levels)
+    decoder = decoder_for(deepest)
+    for level in range(deepest.levels, 0, -1):
         tables = scan.take_tables()
         roots = {form.root_gpa for form in forms if form.levels == level}
         if roots:
             tables = array("Q", sorted(roots.union(tables)))
         for start in range(0, len(tables), BATCH):
             batch = tables[start : start + BATCH]
-            found = reader.read_tables(batch)
+            found = fetch_tables(reader, batch, decoder.levels[level].table_nbytes)
             readable = [table for table in found if table is not None]
             scan.add(decoder, level, readable)
             result.tables_by_level[level] = result.tables_by_level.get(level, 0) + len(readable)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple, Protocol
+from collections.abc import Iterator
+from typing import Final, NamedTuple
 
 from sevkvm.abi.x86 import PAGE_NBYTES
 from sevkvm.native import EntryFlag
 from sevkvm.paging.decoder import decoder_for
-from sevkvm.paging.form import PagingForm, entry_nbytes
+from sevkvm.paging.fetch import TableReader, fetch_tables
+from sevkvm.paging.form import PagingForm
 from sevkvm.paging.translation import (
     NON_CANONICAL,
     NOT_PRESENT,
@@ -22,9 +22,8 @@ from sevkvm.paging.translation import (
 
 __all__ = ["Piece", "TableReader", "Translation", "WalkStep", "Walker", "translate", "translate_range"]
 
-_ENTRY: Final = struct.Struct("<Q")
 _GVA_END: Final = 1 << 64
-_LINEAR_MASK: Final = 0xFFFF_FFFF
+_LEGACY_END: Final = 1 << 32  # of the addresses without long mode
 # plain numbers: arithmetic on IntFlag costs a microsecond each
 _PRESENT: Final = int(EntryFlag.PRESENT)
 _WRITABLE: Final = int(EntryFlag.WRITABLE)
@@ -34,18 +33,6 @@ _LEAF: Final = int(EntryFlag.LEAF)
 _PRIVATE: Final = int(EntryFlag.PRIVATE)
 _RESERVED: Final = int(EntryFlag.RESERVED)
 _INHERITED: Final = _WRITABLE | _USER
-
-
-class TableReader(Protocol):
-    """Who fetches page tables."""
-
-    def read_tables(self, gpas: Sequence[int]) -> Sequence[bytes | None]:
-        """The 4096 bytes of each table page, in order; None where there is no RAM or it cannot be read.
-
-        On an encrypted guest always read as private: the processor does so too, whatever an entry's C-bit says.
-        ``gpas`` are page-aligned and distinct. Implementations batch, and cache as long as the guest stands still.
-        """
-        ...
 
 
 class _Frame(NamedTuple):
@@ -63,6 +50,8 @@ class _Frame(NamedTuple):
 class Walker:
     """Walks of one operation: keeps the path of tables it stands on, so that neighbours share them.
 
+    Addresses are linear ones, as a processor with A20 open sees them: a closed A20 gate is not looked at.
+
     For as long as the guest's tables may be taken to stand still; not for several threads.
     """
 
@@ -70,6 +59,9 @@ class Walker:
         self._reader = reader
         self._form = form
         self._decoder = decoder_for(form)
+        self._shapes = self._decoder.levels
+        # of one half of the addresses in long mode; in the other modes they have no halves
+        self._canonical_nbytes = 1 << self._shapes[-1].shift + 8 if form.mode.long else _LEGACY_END
         self._path: list[_Frame] = []
         self._ahead: dict[int, dict[int, bytes | None]] = {}
         self._last = 0  # of the range that is being walked
@@ -78,18 +70,19 @@ class Walker:
         """Walk for one address (0 to 2**64 - 1; ValueError beyond)."""
         if not 0 <= gva < _GVA_END:
             raise ValueError(f"not a 64-bit address: {gva:#x}")
-        if not self._form.levels:
-            return self._unpaged(gva)
         if not self._decoder.canonical(gva):
             return _miss(gva, NON_CANONICAL, ())
+        if not self._form.levels:
+            return self._unpaged(gva)
         frame = self._stand(gva)
         if frame is None:
             return _miss(gva, TABLE_UNREADABLE, ())
         cbit_mask = self._form.cbit_mask
         while True:  # ends: each turn goes one level down, and at level 1 every entry is a leaf or a miss
             level, table_gpa, table, _, _, steps, inherited = frame
-            index = gva >> 3 + 9 * level & 511
-            raw = _ENTRY.unpack_from(table, index * 8)[0]
+            shape = self._shapes[level]
+            index = gva >> shape.shift & shape.nentries - 1
+            raw = self._decoder.raw(level, table, index)
             gpa, page_nbytes, flags = self._decoder.entry(level, raw)
             steps = (*steps, WalkStep(level, table_gpa, index, raw, raw & cbit_mask != 0))
             if not flags & _PRESENT:
@@ -116,7 +109,7 @@ class Walker:
     def pieces(self, gva: int, nbytes: int) -> Iterator[Piece]:
         """The pieces of a range, in order and without gaps; each table is fetched once, siblings in one batch.
 
-        A generator: it holds at most 512 tables a level. ValueError if the range leaves 64 bits.
+        A generator: it holds at most 1024 tables a level. ValueError if the range leaves 64 bits.
         """
         end = gva + nbytes
         if nbytes < 0 or not 0 <= gva or end > _GVA_END:
@@ -130,21 +123,16 @@ class Walker:
 
     def _reach(self, found: Translation) -> int:
         """The first gva past what this answer holds for."""
-        if not self._form.levels:
-            return _GVA_END if found.fault else _LINEAR_MASK + 1
-        half = entry_nbytes(self._form.levels + 1) >> 1  # of the canonical addresses
+        canonical = self._canonical_nbytes
         if found.fault == NON_CANONICAL:
-            return _GVA_END - half
-        # without a step it is the root that cannot be read
-        span = entry_nbytes(found.steps[-1].level) if found.steps else half
+            return _GVA_END - canonical if self._form.mode.long else _GVA_END
+        # without a step there is no paging, or it is the root that cannot be read
+        span = 1 << self._shapes[found.steps[-1].level].shift if found.steps else canonical
         return found.gva - found.gva % span + span
 
     def _unpaged(self, gva: int) -> Translation:
         """Paging off: a linear address is a gpa, and on an encrypted guest all memory is private."""
-        if gva > _LINEAR_MASK:
-            return _miss(gva, NON_CANONICAL, ())
-        encrypted = self._form.cbit_pos is not None
-        return Translation(gva, gva, PAGE_NBYTES, encrypted, True, True, False, ())
+        return Translation(gva, gva, PAGE_NBYTES, self._form.encrypted, True, True, False, ())
 
     def _stand(self, gva: int) -> _Frame | None:
         """The lowest table of the current path that translates ``gva``; the root, or None if it is unreadable."""
@@ -159,11 +147,14 @@ class Walker:
         self, level: int, gpa: int, gva: int, steps: tuple[WalkStep, ...], inherited: int
     ) -> _Frame | None:
         ahead = self._ahead.get(level)
-        table = ahead[gpa] if ahead and gpa in ahead else self._reader.read_tables([gpa])[0]
+        if ahead and gpa in ahead:
+            table = ahead[gpa]
+        else:
+            table = fetch_tables(self._reader, [gpa], self._shapes[level].table_nbytes)[0]
         if table is None:
             return None
         # the root translates both canonical halves, so it matches every gva
-        shift = 64 if level == self._form.levels else 12 + 9 * level
+        shift = 64 if level == self._form.levels else self._shapes[level + 1].shift
         frame = _Frame(level, gpa, table, gva >> shift, shift, steps, inherited)
         self._path.append(frame)
         if level > 1 and self._last > gva:
@@ -173,8 +164,9 @@ class Walker:
     def _read_ahead(self, frame: _Frame, gva: int) -> None:
         """Fetch in one batch what the rest of the range needs of the tables below this one."""
         level = frame.level
-        first = gva >> 3 + 9 * level & 511
-        left = (self._last >> 3 + 9 * level) - (gva >> 3 + 9 * level)
+        shape = self._shapes[level]
+        first = gva >> shape.shift & shape.nentries - 1
+        left = (self._last >> shape.shift) - (gva >> shape.shift)
         if not left:
             return
         wanted = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from sevkvm.paging.form import PagingForm
+from sevkvm.paging.form import PagingForm, PagingMode
 from sevkvm.paging.scan import leaves
 from sevkvm.paging.walk import translate
 from tests.support.plainvm import PlainVm
@@ -102,8 +102,8 @@ def test_kvm_finds_what_we_find(vm: PlainVm, levels: int, nx: bool, seed: int) -
         root = random_tables(rng, vm, levels, nx)
         if not vm.set_paging(root, levels=levels, nx=nx):
             pytest.skip(f"this KVM does not take {levels}-level paging")
-        plain = PagingForm(levels, root, nx=nx)
-        encrypted = PagingForm(levels, root, 51, nx=nx)
+        plain = PagingForm(PagingMode(levels), root, nx=nx)
+        encrypted = PagingForm(PagingMode(levels), root, 51, nx=nx)
         spans = list(leaves(RamReader(vm, 1 << 51), [encrypted]).ranges(True))
         plain_reader, sealed_reader = RamReader(vm), RamReader(vm, 1 << 51)
         hits = giants = 0

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sevkvm.paging.form import PagingForm
+from sevkvm.paging.form import PagingForm, PagingMode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +55,7 @@ class Tables:
 
     @property
     def form(self) -> PagingForm:
-        return PagingForm(self.levels, self.root, self.cbit)
+        return PagingForm(PagingMode(self.levels), self.root, self.cbit)
 
     def new_table(self) -> int:
         gpa = self.next_gpa

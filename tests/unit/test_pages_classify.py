@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sevkvm.memory.source import Slot, SlotMap
 from sevkvm.pages.classify import PageKind, PageMap, classify, uniform
-from sevkvm.paging.form import PagingForm
+from sevkvm.paging.form import PagingForm, PagingMode
 from sevkvm.paging.scan import Limits
 from tests.support.tables import KIB4, MIB2, P, Tables
 
@@ -113,7 +113,7 @@ def test_extents_merge_what_is_read_alike() -> None:
 
 def test_a_guest_without_encryption_is_plain_and_not_scanned() -> None:
     reader = direct_map().reader()
-    pages = classify(reader, [PagingForm(4, MIB1, None)], slots((0, MIB1), (MIB1, MIB1)))
+    pages = classify(reader, [PagingForm(PagingMode.LEVEL4, MIB1, None)], slots((0, MIB1), (MIB1, MIB1)))
     assert [tuple(run) for run in pages.runs()] == [(0, 2 * MIB1, False, "plain")]
     assert pages.scan is None
     assert not reader.fetched
@@ -167,7 +167,7 @@ class SparseReader:
 
 def test_a_large_guest_costs_its_tables_and_nothing_more() -> None:
     reader = SparseReader(51)
-    form = PagingForm(4, (1 << 26) << 12, 51)
+    form = PagingForm(PagingMode.LEVEL4, (1 << 26) << 12, 51)
     pages = classify(reader, [form], slots((0, 1 << 40)), Limits())
     assert reader.fetched == 1 + 1 + 16 + 16 * 512
     mapped = 16 << 30

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sevkvm.paging.form import PagingForm
+from sevkvm.paging.form import PagingForm, PagingMode
 from sevkvm.paging.walk import Piece, translate, translate_range
 from tests.support.tables import GIB1, KIB4, MIB2, PS, P, Tables
 
@@ -64,7 +64,7 @@ def test_the_whole_address_space_of_an_almost_empty_guest() -> None:
 @pytest.mark.parametrize("levels", [4, 5])
 def test_an_unreadable_root_is_one_hole_a_half(levels: int) -> None:
     half = 1 << (12 + 9 * levels - 1)
-    pieces = list(translate_range(Tables().reader(), PagingForm(levels, 0xFEE0_0000), 0, 1 << 64))
+    pieces = list(translate_range(Tables().reader(), PagingForm(PagingMode(levels), 0xFEE0_0000), 0, 1 << 64))
     assert simple(pieces) == [
         (0, None, half, False),
         (half, None, (1 << 64) - 2 * half, False),
@@ -104,7 +104,7 @@ def test_a_page_table_bomb_streams() -> None:
 
 
 def test_paging_off() -> None:
-    pieces = list(translate_range(Tables().reader(), PagingForm(0, 0, 47), 0xFFFF_E800, 0x2000))
+    pieces = list(translate_range(Tables().reader(), PagingForm(PagingMode.OFF, 0, 47), 0xFFFF_E800, 0x2000))
     assert simple(pieces) == [
         (0xFFFF_E800, 0xFFFF_E800, 0x1800, True),  # no tables, no pages: all of it is one piece
         (0x1_0000_0000, None, 0x800, False),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sevkvm.native import EntryFlag
-from sevkvm.paging.form import PagingForm
+from sevkvm.paging.form import PagingForm, PagingMode
 from sevkvm.paging.scan import Limits, UnreadableTable, leaves
 from tests.support.tables import GIB1, KIB4, MIB2, NX, PS, RW, P, Tables
 
@@ -56,7 +56,7 @@ def test_shared_tables_cost_once_for_all_roots() -> None:
     tables.pages[second] = list(tables.pages[tables.root])
     tables.pages[second][0] = tables.pages[tables.root][273]
     reader = tables.reader()
-    found = leaves(reader, [tables.form, PagingForm(4, second, 47), tables.form])
+    found = leaves(reader, [tables.form, PagingForm(PagingMode.LEVEL4, second, 47), tables.form])
     assert found.tables_by_level[4] == 2
     assert found.tables_by_level[3] == 1
     assert set(reader.fetched.values()) == {1}
@@ -69,7 +69,7 @@ def test_four_and_five_level_roots_share_too() -> None:
     top = tables.new_table()
     tables.pages[top][0] = tables.root | P | RW | tables.mask
     reader = tables.reader()
-    found = leaves(reader, [tables.form, PagingForm(5, top, 47)])
+    found = leaves(reader, [tables.form, PagingForm(PagingMode.LEVEL5, top, 47)])
     assert found.tables_by_level == {5: 1, 4: 1, 3: 1, 2: 1, 1: 1}
     assert set(reader.fetched.values()) == {1}
 
@@ -78,7 +78,10 @@ def test_reserved_bits_map_nothing() -> None:
     tables = Tables(4, 47)
     tables.set_entry(0, 1, 0x5000 | P | NX)
     tables.set_entry(MIB2, 2, 0x5000 | P | PS | tables.mask)
-    assert list(leaves(tables.reader(), [PagingForm(4, tables.root, 47, nx=False)]).spans()) == []
+    assert (
+        list(leaves(tables.reader(), [PagingForm(PagingMode.LEVEL4, tables.root, 47, nx=False)]).spans())
+        == []
+    )
     found = leaves(tables.reader(), [tables.form])
     assert found.reserved == 1
     assert list(found.ranges(False)) == [(0x5000, 0x6000)]
@@ -97,7 +100,7 @@ def test_unreadable_tables_are_listed_and_counted() -> None:
 
 
 def test_an_unreadable_root() -> None:
-    found = leaves(Tables().reader(), [PagingForm(4, 0xFEE0_0000, 47)])
+    found = leaves(Tables().reader(), [PagingForm(PagingMode.LEVEL4, 0xFEE0_0000, 47)])
     assert found.unreadable == [UnreadableTable(4, 0xFEE0_0000)]
     assert list(found.spans()) == []
 
@@ -150,7 +153,7 @@ def test_a_guest_that_fragments_its_memory() -> None:
 
 def test_paging_off_has_no_tables() -> None:
     reader = Tables().reader()
-    assert list(leaves(reader, [PagingForm(0, 0, 47)]).spans()) == []
+    assert list(leaves(reader, [PagingForm(PagingMode.OFF, 0, 47)]).spans()) == []
     assert not reader.fetched
 
 

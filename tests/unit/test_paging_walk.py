@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sevkvm.paging.form import PagingForm
+from sevkvm.paging.form import PagingForm, PagingMode
 from sevkvm.paging.walk import WalkStep, translate
 from tests.support.tables import GIB1, KIB4, MIB2, NX, PAGE_SIZES, PS, RW, US, P, Tables
 
@@ -125,7 +125,7 @@ def test_ignored_bits_and_pat_do_not(levels: int, cbit: int | None, level: int, 
 def test_nx_is_reserved_where_efer_nxe_is_clear(levels: int, cbit: int | None) -> None:
     tables = Tables(levels, cbit)
     tables.map(0x1000, 0x5000, nx=True)
-    form = PagingForm(levels, tables.root, cbit, nx=False)
+    form = PagingForm(PagingMode(levels), tables.root, cbit, nx=False)
     assert translate(tables.reader(), form, 0x1000).fault == "reserved-bit"
 
 
@@ -151,7 +151,7 @@ def test_a_table_that_cannot_be_read(levels: int, cbit: int | None) -> None:
     tables.set_entry(0, 3, 0xFEE0_0000 | P | RW | tables.mask)
     found = translate(tables.reader(), tables.form, 0)
     assert (found.gpa, found.fault, found.steps[-1].level) == (None, "table-unreadable", 3)
-    found = translate(tables.reader(), PagingForm(levels, 0xFEE0_0000, cbit), 0)
+    found = translate(tables.reader(), PagingForm(PagingMode(levels), 0xFEE0_0000, cbit), 0)
     assert (found.gpa, found.fault, found.steps) == (None, "table-unreadable", ())
 
 
@@ -178,19 +178,31 @@ def test_a_table_that_leads_to_itself(levels: int) -> None:
 
 def test_paging_off_is_the_identity() -> None:
     reader = Tables().reader()
-    found = translate(reader, PagingForm(0, 0), 0xFFFF_FFFF)
+    found = translate(reader, PagingForm(PagingMode.OFF, 0), 0xFFFF_FFFF)
     assert (found.gpa, found.page_nbytes, found.private, found.steps) == (0xFFFF_FFFF, 4096, False, ())
-    assert translate(reader, PagingForm(0, 0, 47), 5).private
-    assert translate(reader, PagingForm(0, 0), 1 << 32).fault == "non-canonical"
+    assert translate(reader, PagingForm(PagingMode.OFF, 0, 47), 5).private
+    assert translate(reader, PagingForm(PagingMode.OFF, 0), 1 << 32).fault == "non-canonical"
     assert not reader.fetched
 
 
 @pytest.mark.parametrize(
-    "arguments", [(3, 0), (6, 0), (4, 0x123), (4, 1 << 47, 47), (4, 1 << 52), (4, 0, 31), (4, 0, 52)]
+    ("mode", "root", "cbit"),
+    [
+        (PagingMode.LEVEL4, 0x123, None),
+        (PagingMode.LEVEL4, 1 << 47, 47),
+        (PagingMode.LEVEL4, 1 << 52, None),
+        (PagingMode.LEVEL4, 0, 31),
+        (PagingMode.LEVEL4, 0, 52),
+        (PagingMode.PAE, 0x1010, None),
+        (PagingMode.PAE, 1 << 32, None),
+        (PagingMode.PSE, 0x1020, None),
+        (PagingMode.LEGACY, 1 << 32, None),
+        (PagingMode.OFF, 0x1000, None),
+    ],
 )
-def test_forms_that_no_processor_has(arguments: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"levels|C-bit"):
-        PagingForm(*arguments)
+def test_forms_that_no_processor_has(mode: PagingMode, root: int, cbit: int | None) -> None:
+    with pytest.raises(ValueError, match=r"gpa of a table|C-bit"):
+        PagingForm(mode, root, cbit)
 
 
 @pytest.mark.parametrize("gva", [-1, 1 << 64])

@@ -6,7 +6,7 @@ import pytest
 
 from sevkvm.cli.translate_report import details, entry_digits, whereabouts
 from sevkvm.memory.source import Slot, SlotMap
-from sevkvm.paging.form import PagingForm
+from sevkvm.paging.form import PagingForm, PagingMode
 from sevkvm.paging.walk import translate
 from tests.support.tables import PS, RW, P, Tables
 from tests.unit.cli.conftest import (
@@ -186,7 +186,7 @@ def test_which_reserved_bits(tables, level, bits, more, told):
 
 def test_no_execute_is_reserved_where_it_is_not_enabled(tables):
     tables.map(0x5000, 0x104000, nx=True)
-    form = PagingForm(4, tables.root, tables.cbit, nx=False)
+    form = PagingForm(PagingMode.LEVEL4, tables.root, tables.cbit, nx=False)
     found = translate(tables.reader(), form, 0x5000)
     assert "(63)" in next(details(found, form, RAM))
 
