@@ -30,7 +30,7 @@ class Memory(Protocol):
         """Fill ``buffer`` from ``gpa``; short at the first byte that cannot be read. ``ahead`` is asked for next."""
         ...
 
-    def read_tables(self, gpas: Sequence[int]) -> Sequence[bytes | None]:
+    def read_tables(self, gpas: Sequence[int], *, keep: bool = True) -> Sequence[bytes | None]:
         """Page-table pages, for dumps of virtual memory."""
         ...
 

@@ -116,10 +116,11 @@ class GuestMemory:
             raise errors.MemoryFault("gpa", at, reason=reason)
         return bytes(buffer)
 
-    def read_tables(self, gpas: Sequence[int]) -> list[bytes | None]:
+    def read_tables(self, gpas: Sequence[int], *, keep: bool = True) -> list[bytes | None]:
         """Whole page-table pages, always as private; None where there is none to read.
 
-        Pages that are neighbours in guest memory are fetched together, and none is fetched twice.
+        Pages that are neighbours in guest memory are fetched together, and none is fetched twice. Without ``keep``
+        those fetched now do not enter the cache: a listing of a large guest must not drive out what it holds.
         """
         private = self.encrypted
         missing = sorted({gpa for gpa in gpas if (gpa, private) not in self._cache})
@@ -132,8 +133,9 @@ class GuestMemory:
                 self._fetch_pages(extent.gpa, extent.hva, private, buffer, found)
         self.stats.table_commands += self._commands() - commands
         pages = [found[gpa] if gpa in found else self._cache.get((gpa, private)) for gpa in gpas]
-        for gpa, page in found.items():
-            self._remember((gpa, private), page)
+        if keep:
+            for gpa, page in found.items():
+                self._remember((gpa, private), page)
         return pages
 
     def _fetch_pages(

@@ -11,11 +11,12 @@ from sevkvm.abi.x86 import PAGE_MASK, PAGE_NBYTES
 class TableReader(Protocol):
     """Who fetches page tables."""
 
-    def read_tables(self, gpas: Sequence[int]) -> Sequence[bytes | None]:
+    def read_tables(self, gpas: Sequence[int], *, keep: bool = True) -> Sequence[bytes | None]:
         """The 4096 bytes of each table page, in order; None where there is no RAM or it cannot be read.
 
         On an encrypted guest always read as private: the processor does so too, whatever an entry's C-bit says.
-        ``gpas`` are page-aligned and distinct. Implementations batch, and cache as long as the guest stands still.
+        ``gpas`` are page-aligned and distinct. Implementations batch, and cache as long as the guest stands still;
+        without ``keep`` they need not remember what they fetch now: the caller does.
         """
         ...
 

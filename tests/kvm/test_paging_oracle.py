@@ -34,7 +34,7 @@ class RamReader:
     cbit: int = 0
     cache: dict[int, bytes] = field(default_factory=dict)
 
-    def read_tables(self, gpas: Sequence[int]) -> list[bytes | None]:
+    def read_tables(self, gpas: Sequence[int], *, keep: bool = True) -> list[bytes | None]:
         return [self._cached(gpa) if gpa + 4096 <= RAM else None for gpa in gpas]
 
     def _cached(self, gpa: int) -> bytes:

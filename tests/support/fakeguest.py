@@ -55,7 +55,7 @@ class FakeMemory:
         buffer[:want] = bytes(byte ^ 0xFF for byte in data) if private else data
         return want
 
-    def read_tables(self, gpas: Sequence[int]) -> list[bytes | None]:
+    def read_tables(self, gpas: Sequence[int], *, keep: bool = True) -> list[bytes | None]:
         """Tables lie outside the RAM: tests of what they map need not make room for them."""
         tables = self.tables.pages if self.tables else {}
         return [TABLE.pack(*tables[gpa]) if gpa in tables else None for gpa in gpas]

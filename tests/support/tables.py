@@ -117,7 +117,7 @@ class CountingReader:
         self.batches = 0
         self.caching = caching
 
-    def read_tables(self, gpas: Sequence[int]) -> list[bytes | None]:
+    def read_tables(self, gpas: Sequence[int], *, keep: bool = True) -> list[bytes | None]:
         assert len(set(gpas)) == len(gpas), "asked for a table twice in one batch"
         assert all(gpa % 4096 == 0 for gpa in gpas)
         wanted = [gpa for gpa in gpas if not (self.caching and gpa in self.fetched)]

@@ -146,7 +146,7 @@ class SparseReader:
     cbit: int
     fetched: int = 0
 
-    def read_tables(self, gpas: Sequence[int]) -> list[bytes | None]:
+    def read_tables(self, gpas: Sequence[int], *, keep: bool = True) -> list[bytes | None]:
         self.fetched += len(gpas)
         return [self.table(gpa) for gpa in gpas]
 
