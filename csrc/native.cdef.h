@@ -76,6 +76,26 @@ size_t sk_scan_take_tables(struct sk_scan *scan, const uint64_t **out);
 size_t sk_scan_spans(struct sk_scan *scan, const struct sk_span **out);
 void sk_scan_totals(const struct sk_scan *scan, struct sk_scan_totals *out);
 
+/* sk_list.h */
+struct sk_list_options {
+	uint32_t kind; uint32_t tell_apart; uint64_t root_gpa; uint64_t cache_pages; uint64_t summaries; uint64_t unreadable; ...;
+};
+struct sk_list_range { uint64_t first; uint64_t last; ...; };
+struct sk_list_unreadable { uint64_t level; uint64_t gpa; uint64_t gva; ...; };
+struct sk_list_totals {
+	uint64_t fetched; uint64_t refetched; uint64_t tables[6]; uint64_t leaves; uint64_t reserved; uint64_t unreadable;
+	uint64_t unreadable_listed; uint32_t summaries_forgotten; ...;
+};
+struct sk_list;
+int sk_list_create(const struct sk_paging *paging, const struct sk_list_options *options,
+                   const struct sk_list_range *ranges, size_t nranges, struct sk_list **out, struct sk_error *err);
+void sk_list_destroy(struct sk_list *list);
+int sk_list_step(struct sk_list *list, void *buffer, size_t nbytes, size_t *used);
+size_t sk_list_wanted(const struct sk_list *list, const uint64_t **gpas);
+void sk_list_supply(struct sk_list *list, const char *page);
+void sk_list_totals(const struct sk_list *list, struct sk_list_totals *out);
+const struct sk_list_unreadable *sk_list_unreadable(const struct sk_list *list);
+
 /* sk_notify.h */
 struct sk_notification { uint64_t id; uint32_t tid; int32_t number; uint64_t args[6]; };
 struct sk_filter {

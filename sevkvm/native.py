@@ -242,7 +242,10 @@ def deputy_close(handle: DeputyHandle, timeout_ms: int) -> None:
 
 
 class EntryFlag(IntFlag):
-    """``SK_PRESENT ...`` of csrc/sk_walk.h: flags of a page-table entry, nothing inherited."""
+    """``SK_PRESENT ...`` of csrc/sk_walk.h: flags of a page-table entry, nothing inherited.
+
+    ``LEVEL1 ...`` of csrc/sk_list.h: the level a listed leaf stands at, so that sizes can be told apart.
+    """
 
     PRESENT = 1 << 0
     WRITABLE = 1 << 1
@@ -251,6 +254,9 @@ class EntryFlag(IntFlag):
     LEAF = 1 << 4
     PRIVATE = 1 << 5
     RESERVED = 1 << 6
+    LEVEL1 = 1 << 7
+    LEVEL2 = 1 << 8
+    LEVEL3 = 1 << 9
 
 
 class TableShape(NamedTuple):
