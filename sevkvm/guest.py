@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sevkvm import errors
+from sevkvm.abi.x86 import MSR_KERNEL_GS_BASE
 from sevkvm.memory.policy import SevInfo, SevKind
 from sevkvm.paging.form import PagingForm, PagingMode
 from sevkvm.paging.walk import Walker
@@ -114,7 +115,8 @@ class Guest:
         self.memory.settle()
         with self.held():
             self._states = [
-                VcpuState(vcpu.index, vcpu.get_regs(), vcpu.get_sregs()) for vcpu in self._parts.vcpus
+                VcpuState(vcpu.index, vcpu.get_regs(), vcpu.get_sregs(), _kernel_gs_base(vcpu))
+                for vcpu in self._parts.vcpus
             ]
         return self._states
 
@@ -200,6 +202,14 @@ class Guest:
                 help="say it with --cbit-pos: 47 on EPYC Naples and Rome, 51 on Milan and Genoa",
             )
         return self.sev.cbit_pos if self.sev.encrypted else None
+
+
+def _kernel_gs_base(vcpu: VcpuFd) -> int | None:
+    """A register that only some notes of core files have: not worth failing for."""
+    try:
+        return vcpu.get_msr(MSR_KERNEL_GS_BASE)
+    except errors.IoctlError:
+        return None
 
 
 def _not_present(gva: int, miss: Translation) -> errors.PageNotPresent:

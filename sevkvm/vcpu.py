@@ -13,11 +13,15 @@ if TYPE_CHECKING:
 
 
 class VcpuState(NamedTuple):
-    """Registers of one vCPU at one moment; ``sregs.cr3`` is as KVM returned it."""
+    """Registers of one vCPU at one moment; ``sregs.cr3`` is as KVM returned it.
+
+    ``kernel_gs_base``: what SWAPGS would load, None where KVM does not tell.
+    """
 
     index: int  # type: ignore[assignment]  # hides tuple.index(), which nobody asks of a vCPU
     regs: Regs
     sregs: Sregs
+    kernel_gs_base: int | None = None
 
     @property
     def nx_enabled(self) -> bool:

@@ -39,6 +39,8 @@ _DTABLE = struct.Struct("<QH6x")
 _USERSPACE_REGION = struct.Struct("<IIQQQ")
 _ENC_REGION = struct.Struct("<QQ")
 _CPUID_HEADER = struct.Struct("<II")
+_MSRS_HEADER = struct.Struct("<II")
+_MSR_ENTRY = struct.Struct("<IIQ")
 _CPUID_ENTRY = struct.Struct("<10I")
 _ENABLE_CAP = struct.Struct("<II4Q64x")
 _DEVICE_ATTR = struct.Struct("<IIQQ")
@@ -79,6 +81,8 @@ KVM_GET_REGS: Final = _ior(0x81, _REGS.size)
 KVM_SET_REGS: Final = _iow(0x82, _REGS.size)
 KVM_GET_SREGS: Final = _ior(0x83, SREGS_NBYTES)
 KVM_SET_SREGS: Final = _iow(0x84, SREGS_NBYTES)
+KVM_GET_MSRS: Final = _iowr(0x88, _MSRS_HEADER.size)
+KVM_SET_MSRS: Final = _iow(0x89, _MSRS_HEADER.size)
 KVM_GET_FPU: Final = _ior(0x8C, _FPU_NBYTES)
 KVM_SET_FPU: Final = _iow(0x8D, _FPU_NBYTES)
 KVM_SET_CPUID2: Final = _iow(0x90, _CPUID_HEADER.size)
@@ -268,6 +272,17 @@ def unpack_cpuid2(data: bytes | bytearray) -> list[CpuidEntry]:
     count = min(count, (len(data) - _CPUID_HEADER.size) // _CPUID_ENTRY.size)
     offsets = (_CPUID_HEADER.size + i * _CPUID_ENTRY.size for i in range(count))
     return [CpuidEntry(*_CPUID_ENTRY.unpack_from(data, offset)[:7]) for offset in offsets]
+
+
+def pack_msr(index: int, data: int = 0) -> bytes:
+    """``struct kvm_msrs`` with one ``struct kvm_msr_entry``."""
+    return _MSRS_HEADER.pack(1, 0) + _MSR_ENTRY.pack(index, 0, data)
+
+
+def unpack_msr(raw: bytes) -> int:
+    """The value in what :func:`pack_msr` packed."""
+    value: int = _MSR_ENTRY.unpack_from(raw, _MSRS_HEADER.size)[2]
+    return value
 
 
 def pack_memory_region(slot: int, flags: int, gpa: int, nbytes: int, hva: int) -> bytes:

@@ -23,6 +23,8 @@ EFER_LME: Final = 1 << 8
 EFER_LMA: Final = 1 << 10
 EFER_NXE: Final = 1 << 11
 
+MSR_KERNEL_GS_BASE: Final = 0xC000_0102  # APM volume 2, section 3.2.6
+
 CR3_ADDRESS_MASK: Final = 0x000F_FFFF_FFFF_F000
 PTE_ADDRESS_MASK: Final = 0x000F_FFFF_FFFF_F000
 

@@ -20,5 +20,8 @@ def core_notes(states: Sequence[VcpuState]) -> bytes:
         elf.pack_note(b"CORE", elf.NT_PRSTATUS, elf.pack_prstatus(state.index + 1, state.regs, state.sregs))
         for state in states
     ]
-    qemu = [elf.pack_note(b"QEMU", 0, elf.pack_qemu_state(state.regs, state.sregs)) for state in states]
+    qemu = [
+        elf.pack_note(b"QEMU", 0, elf.pack_qemu_state(state.regs, state.sregs, state.kernel_gs_base))
+        for state in states
+    ]
     return b"".join(prstatus + qemu)

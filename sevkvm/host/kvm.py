@@ -50,6 +50,14 @@ class VcpuFd:
         self.port.write(self.port.args_hva, sregs.pack())
         self.port.ioctl(self.fd, abi.KVM_SET_SREGS, self.port.args_hva)
 
+    def get_msr(self, msr: int) -> int | None:
+        """KVM_GET_MSRS of one MSR; None where this KVM does not know it."""
+        preset = abi.pack_msr(msr)
+        self.port.write(self.port.args_hva, preset)
+        if self.port.ioctl(self.fd, abi.KVM_GET_MSRS, self.port.args_hva) < 1:
+            return None
+        return abi.unpack_msr(self.port.read(self.port.args_hva, len(preset)))
+
     def get_cpuid2(self) -> list[abi.CpuidEntry]:
         """KVM_GET_CPUID2: what the guest sees; empty if the VMM set nothing."""
         preset = abi.pack_cpuid2([], room=_CPUID_ROOM)

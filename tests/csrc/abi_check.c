@@ -32,6 +32,8 @@ static void requests(void)
 	NUMBER(KVM_SET_REGS);
 	NUMBER(KVM_GET_SREGS);
 	NUMBER(KVM_SET_SREGS);
+	NUMBER(KVM_GET_MSRS);
+	NUMBER(KVM_SET_MSRS);
 	NUMBER(KVM_GET_FPU);
 	NUMBER(KVM_SET_FPU);
 	NUMBER(KVM_SET_GUEST_DEBUG);
@@ -186,6 +188,9 @@ static void vcpu_structs(void)
 	FIELD(kvm_cpuid_entry2, ebx);
 	FIELD(kvm_cpuid_entry2, ecx);
 	FIELD(kvm_cpuid_entry2, edx);
+	SIZE(kvm_msr_entry);
+	FIELD(kvm_msr_entry, index);
+	FIELD(kvm_msr_entry, data);
 }
 
 static void vm_structs(void)

@@ -13,14 +13,20 @@ import pytest
 from elftools.elf.elffile import ELFFile
 
 from sevkvm.abi.elf import pack_prstatus, pack_qemu_state
-from sevkvm.abi.kvm import Dtable, Regs, Segment, Sregs
+from sevkvm.abi.kvm import KVM_SET_MSRS, Dtable, Regs, Segment, Sregs, pack_msr
+from sevkvm.abi.x86 import MSR_KERNEL_GS_BASE
+from sevkvm.attach import AttachOptions, open_guest
 from sevkvm.dump import DumpFormat, DumpOptions, dump_guest, prepare
+from sevkvm.host.deputy import Deputy
 from tests.support.fakeguest import UniformPages, vcpu_state
+from tests.support.linux import require_sealed_linux
 from tests.support.plainguest import plain_guest
 from tests.support.qemu import QemuVmm, qemu, require_kvm_qemu, require_qemu
+from tests.support.qemu_sealed import sealed_qemu
 
 MIB = 1 << 20
 NOISE_GPA = 0x200000
+K_GS_BASE = 0xFFFF_8880_0BC0_0000
 
 
 @pytest.fixture(scope="module")
@@ -212,3 +218,28 @@ def test_the_qemu_note_is_qemus_byte_for_byte(long_mode_core):
     shorter = pack_qemu_state(regs, sregs)
     assert shorter[8:] == theirs[8:0x1B0]
     assert struct.unpack_from("<II", shorter) == (1, 0x1B0)
+
+
+@pytest.mark.kvm
+def test_the_notes_of_a_linux_are_qemus_byte_for_byte(tmp_path):
+    """The lab's Linux under KVM, attached to from outside: every register as QEMU itself reports it."""
+    require_kvm_qemu()
+    ours = tmp_path / "core"
+    with sealed_qemu(require_sealed_linux().plain, machine="pc") as running:
+        theirs = running.directory / "core"
+        with Deputy(running.pid) as port:
+            port.write(port.args_hva, pack_msr(MSR_KERNEL_GS_BASE, K_GS_BASE))
+            assert port.ioctl(running.vcpu_fd(0), KVM_SET_MSRS, port.args_hva) == 1
+        running.execute("dump-guest-memory", paging=False, protocol=f"file:{theirs}")
+        with open_guest(AttachOptions(running.pid, running.vm_fd, qmp=running.qmp_path)) as guest:
+            options = DumpOptions(format=DumpFormat.ELF)
+            dump_guest(guest, options, UniformPages(), prepare(str(ours)))
+        assert segments(ours) == segments(theirs)
+        with ours.open("rb") as our_file, theirs.open("rb") as their_file:
+            our, their = (
+                split_notes(next(ELFFile(file).iter_segments("PT_NOTE")).data())
+                for file in (our_file, their_file)
+            )
+        assert our[: len(their)] == their
+        assert [name for name, _, _ in their] == ["CORE", "QEMU"]
+        assert struct.unpack_from("<Q", their[1][2], 0x1B0) == (K_GS_BASE,)

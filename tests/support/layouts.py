@@ -113,6 +113,12 @@ LAYOUTS = (
         struct=kvm.CpuidEntry,
     ),
     Layout(
+        "kvm_msr_entry",
+        16,
+        lambda field: _call(kvm.pack_msr, "index", "data")(field)[8:],
+        {"index": 0, "data": 8},
+    ),
+    Layout(
         "kvm_userspace_memory_region",
         32,
         _call(kvm.pack_memory_region, "slot", "flags", "gpa", "nbytes", "hva"),

@@ -74,7 +74,7 @@ def test_adjacent_slots_are_one_segment(tmp_path):
 
 
 def test_registers_of_every_vcpu(tmp_path):
-    states = [vcpu_state(0), vcpu_state(1)]
+    states = [vcpu_state(0)._replace(kernel_gs_base=0xFFFF_8880_0000_5000), vcpu_state(1)]
     result = dump(FakeGuest({0: pattern(PAGE)}, states=states), tmp_path / "core")
     assert (result.vcpus, result.registers_missing) == (2, None)
     found = notes(tmp_path / "core")
@@ -90,8 +90,10 @@ def test_registers_of_every_vcpu(tmp_path):
         assert user_regs[16:21] == (r.rip, s.cs.selector, r.rflags, r.rsp, s.ss.selector)
         assert user_regs[21:23] == (s.fs.base, s.gs.base)
     for state, (_, _, data) in zip(states, found[2:], strict=True):
+        known = state.kernel_gs_base is not None
         assert struct.unpack_from("<II", data) == (1, len(data))
-        assert len(data) == 0x1B0, "kernel_gs_base is not known, so the field is not there"
+        assert len(data) == (0x1B8 if known else 0x1B0), "a field that is not known is not there"
+        assert not known or struct.unpack_from("<Q", data, 0x1B0) == (state.kernel_gs_base,)
         assert struct.unpack_from("<Q", data, 8) == (state.regs.rax,)
         assert struct.unpack_from("<I", data, 152) == (state.sregs.cs.selector,)
         assert struct.unpack_from("<Q", data, 152 + 9 * 24 + 16) == (state.sregs.idt.base,)

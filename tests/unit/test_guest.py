@@ -164,7 +164,7 @@ def test_registers_are_read_once_while_held_and_held_no_longer(image: Image, fak
         before = len(fake.port.ioctls)
         guest.registers()
         guest.registers()
-        assert len(fake.port.ioctls) - before == 4  # two vCPUs, two ioctls each, once
+        assert len(fake.port.ioctls) - before == 6  # two vCPUs, three ioctls each, once
         with guest.held():
             assert holder.holds == 2
 
