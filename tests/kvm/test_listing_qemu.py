@@ -1,4 +1,4 @@
-"""QEMU's monitor is the judge in every paging mode: random tables, equal lines.
+"""QEMU's monitor is the judge in every paging mode: random tables, equal lines, equal addresses.
 
 Emulation, not KVM: a KVM may refuse the modes it does not like. A naive walker is the second judge, where QEMU 7.2
 is wrong; ``test_listing_qemu_wrong.py`` tells where that is.
@@ -13,7 +13,10 @@ from dataclasses import dataclass
 
 import pytest
 
+from sevkvm.paging.form import PagingForm
+from sevkvm.paging.walk import Walker
 from tests.support.emulated import PAGED_MODES, Emulated, Mode, emulated
+from tests.support.ours import form_of, our_mem, our_tlb
 from tests.support.randomtables import RandomTables
 from tests.support.refwalk import (
     RefLeaf,
@@ -48,13 +51,21 @@ class Case:
     tlb: str
     mem: str
     gpas: dict[int, int | None]
+    cbits: tuple[int, ...]  # no page's address has this bit
+
+    def form(self, cbit_pos: int | None = None) -> PagingForm:
+        return form_of(self.mode, self.cr3, cbit_pos)
 
 
-@pytest.fixture(scope="module", params=[f"{mode}-{seed}" for mode in PAGED_MODES for seed in range(SEEDS)])
+@pytest.fixture(
+    scope="module", params=[(mode, seed) for mode in PAGED_MODES for seed in range(SEEDS)], ids=str
+)
 def case(request: pytest.FixtureRequest, machine: Emulated) -> Case:
-    mode: Mode = request.param.partition("-")[0]
+    mode: Mode
+    mode, seed = request.param
+    phys_bits = 50 if seed else 47
     # with NX, QEMU prints a wrong address under PAE
-    tables = RandomTables(random.Random(request.param), mode, nx=mode != "pae")
+    tables = RandomTables(random.Random(f"{mode} {seed}"), mode, nx=mode != "pae", phys_bits=phys_bits)
     tables.write(machine.ram)
     machine.set_paging(mode, tables.cr3)
     leaves = reference_leaves(machine.read, mode, tables.cr3)
@@ -62,7 +73,7 @@ def case(request: pytest.FixtureRequest, machine: Emulated) -> Case:
     # QEMU's `info mem` with 5 levels is wrong, and takes minutes for that
     mem = reference_mem(leaves) if mode == "5level" else machine.info_mem()
     gpas = {gva: machine.gva2gpa(gva) for gva in some_addresses(random.Random(tables.cr3), mode, leaves)}
-    return Case(machine, mode, tables.cr3, leaves, machine.info_tlb(), mem, gpas)
+    return Case(machine, mode, tables.cr3, leaves, machine.info_tlb(), mem, gpas, (51,) if seed else (47, 51))
 
 
 def some_addresses(rng: random.Random, mode: Mode, leaves: list[RefLeaf]) -> Iterator[int]:
@@ -88,3 +99,31 @@ def test_the_judges_agree_on_addresses(case: Case) -> None:
         assert gpa == (leaf.gpa + gva - leaf.gva if hit else None), hex(gva)
         misses += not hit
     assert 0 < misses < len(case.gpas) // 2
+
+
+def test_our_leaves_are_the_lines_of_info_tlb(case: Case) -> None:
+    assert our_tlb(case.machine.reader(), case.form()) == case.tlb
+
+
+def test_our_runs_are_the_lines_of_info_mem(case: Case) -> None:
+    assert our_mem(case.machine.reader(), case.form()) == case.mem
+
+
+def test_our_addresses_are_those_of_gva2gpa(case: Case) -> None:
+    walker = Walker(case.machine.reader(), case.form())
+    for gva, gpa in case.gpas.items():
+        found = walker.translate(gva)
+        assert found.gpa == gpa, (hex(gva), found)
+        assert not found.private
+
+
+def test_the_same_with_the_cbit_in_every_entry(case: Case) -> None:
+    for cbit_pos in case.cbits:
+        form = case.form(cbit_pos)
+        reader = case.machine.reader(cbit_pos if form.mode.has_wide_entries else None)
+        assert our_tlb(reader, form) == case.tlb
+        assert our_mem(reader, form) == case.mem
+        walker = Walker(reader, form)
+        for gva, gpa in case.gpas.items():
+            found = walker.translate(gva)
+            assert (found.gpa, found.private) == (gpa, gpa is not None), hex(gva)

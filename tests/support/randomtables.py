@@ -1,12 +1,12 @@
 """Random page tables for every paging mode: shared subtrees, self-maps, cycles, holes; every flag bit at random.
 
-Sound unless told otherwise: no reserved bit set, no address above bit 49 (QEMU's monitor drops bits 50 and 51).
+No address goes above bit 49, since QEMU's monitor drops bits 50 and 51. No reserved bit is set unless told.
 """
 
 from __future__ import annotations
 
+import mmap
 import random
-from collections.abc import MutableSequence
 from typing import Final
 
 from tests.support.emulated import RAM_NBYTES, Mode
@@ -15,16 +15,32 @@ from tests.support.refwalk import LAYOUTS, NX, PS, P
 TABLES_GPA: Final = 0x10_0000
 TABLES_NBYTES: Final = 0x10_0000
 _POOL: Final = 5  # tables a level
-_ADDRESS_BITS: Final[dict[Mode, int]] = {"32": 32, "pse": 32, "pae": 50, "4level": 50, "5level": 50}
+_PROPER: Final = 3  # those that make sense at their own level alone
 # Present entries of a table that leads to others: leaves multiply with each level.
 _FANOUT: Final[dict[Mode, int]] = {"32": 40, "pse": 40, "pae": 12, "4level": 6, "5level": 4}
+_LONG_UNSOUND: Final = [7, 13, 20, 21, 29, 63]
+_UNSOUND: Final[dict[Mode, list[int]]] = {
+    "32": [7, 13, 21],
+    "pse": [21],
+    "pae": [1, 2, 5, 6, 7, 8, 13, 20, 52, 57, 62, 63],
+    "4level": _LONG_UNSOUND,
+    "5level": _LONG_UNSOUND,
+}
 
 
 class RandomTables:
-    """``data`` is what lies at TABLES_GPA; ``cr3`` has random low bits. ``nx``: bit 63 too is random."""
+    """``data`` is what lies at TABLES_GPA; ``cr3`` has random low bits.
 
-    def __init__(self, rng: random.Random, mode: Mode, *, nx: bool = True) -> None:
+    ``nx``: bit 63 too is random. ``phys_bits``: pages lie below (in the 32-bit modes, below 4 GiB).
+    ``unsound``: one entry in four has a bit set that may be a reserved one.
+    """
+
+    def __init__(
+        self, rng: random.Random, mode: Mode, *, nx: bool = True, unsound: bool = False, phys_bits: int = 50
+    ) -> None:
         self._rng = rng
+        self._phys_bits = phys_bits if LAYOUTS[mode].entry_nbytes == 8 else 32
+        self._unsound = unsound
         self._mode: Mode = mode
         self._nx = nx
         self.data = bytearray(TABLES_NBYTES)
@@ -38,14 +54,14 @@ class RandomTables:
             self._gpas[0] = [gpa + rng.randrange(128) * 32 for gpa in self._gpas[0]]
             for gpa in self._gpas[0]:
                 self._store(gpa & ~0xFFF, self._junk(512))
-        # Tables without a PS bit make sense at any depth, so cycles and self-maps go through them.
-        self._plain = {gpa for gpas in self._gpas.values() for gpa in gpas if rng.random() < 0.4}
+        # Tables without a PS bit, here and below, make sense at any depth: cycles and self-maps go through them.
+        self._plain = {gpa for gpas in self._gpas.values() for gpa in gpas[_PROPER:]}
         for depth in depths:
             for gpa in self._gpas[depth]:
                 self._fill(depth, gpa)
         self.cr3 = self._gpas[0][0] | rng.randrange(32 if mode == "pae" else 4096)
 
-    def write(self, ram: MutableSequence[int]) -> None:
+    def write(self, ram: mmap.mmap) -> None:
         """Into guest RAM."""
         ram[TABLES_GPA : TABLES_GPA + TABLES_NBYTES] = self.data
 
@@ -56,7 +72,7 @@ class RandomTables:
         last = depth == self._last
         if last and rng.random() < 0.2:  # neighbouring pages of one kind
             first = self._leaf(depth, plain)
-            room = (1 << _ADDRESS_BITS[self._mode]) - (first & (1 << _ADDRESS_BITS[self._mode]) - 4096)
+            room = (1 << self._phys_bits) - (first & (1 << self._phys_bits) - 4096)
             entries = [first + 4096 * index for index in range(min(nentries, room // 4096))]
         count = nentries // 8 if last else min(_FANOUT[self._mode], nentries)
         for index in rng.sample(range(len(entries)), min(count, len(entries))):
@@ -82,24 +98,27 @@ class RandomTables:
             return self._leaf(depth, plain)
         kind = rng.random()
         if kind < 0.1:  # any table of whatever depth, itself among them
-            others = [gpa for gpas in self._gpas.values() for gpa in gpas]
-            sound = [gpa for gpa in others if gpa in self._plain or depth + 1 == self._last]
-            gpa = rng.choice(sound or self._gpas[depth + 1])
+            anywhere = not plain and depth + 1 == self._last
+            gpa = rng.choice(
+                [gpa for gpas in self._gpas.values() for gpa in gpas[0 if anywhere else _PROPER :]]
+            )
         elif kind < 0.15:  # no memory
             gpa = rng.randrange(RAM_NBYTES, 0xB000_0000)
         else:
-            gpa = rng.choice(self._gpas[depth + 1])
+            gpa = rng.choice(self._gpas[depth + 1][_PROPER if plain else 0 :])
         return gpa & ~0xFFF | self._flags(depth, pat=False)
 
     def _leaf(self, depth: int, plain: bool) -> int:
         shift = self._layout.levels[depth].shift
-        gpa = self._rng.randrange(1 << _ADDRESS_BITS[self._mode] - shift) << shift
+        gpa = self._rng.randrange(1 << self._phys_bits - shift) << shift
         if depth == self._last:
             return gpa | self._flags(depth, pat=not plain)
         return gpa | self._rng.getrandbits(1) << 12 | PS | self._flags(depth, pat=False)
 
     def _flags(self, depth: int, *, pat: bool) -> int:
         """P and all that is neither address nor reserved. ``pat``: bit 7 as well."""
+        if self._unsound and not self._rng.randrange(4):
+            return P | 1 << self._rng.choice(_UNSOUND[self._mode])
         if self._mode == "pae" and depth == 0:
             return P | self._rng.getrandbits(12) & 0xE18
         free = 0xF7E | (PS if pat else 0)

@@ -1,7 +1,7 @@
 """A naive walker for every paging mode, the second judge beside QEMU. Shares no code with sevkvm.
 
 Source: AMD64 Architecture Programmer's Manual, volume 2, chapter 5. No C-bit: hand it plain tables. Reserved bits
-are not looked at, as QEMU's monitor does not; all address bits (51:12) are kept, as it does not.
+are not looked at unless told, as QEMU's monitor does not; all address bits (51:12) are kept, which it does not.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from tests.support.emulated import Mode
 
 P, RW, US, PS, NX = 1, 2, 4, 0x80, 1 << 63
 ReadTable = Callable[[int, int], bytes | None]  # (gpa, nbytes); None where there is no RAM
+Refuses = Callable[[int, int], bool]  # (depth, entry)
 
 
 class Level(NamedTuple):
@@ -50,19 +51,27 @@ def root_of(mode: Mode, cr3: int) -> int:
     return cr3 & (0xFFFF_FFE0 if mode == "pae" else 0xF_FFFF_FFFF_F000)
 
 
-def reference_leaves(read: ReadTable, mode: Mode, cr3: int) -> list[RefLeaf]:
-    """Every present leaf, ascending in gva."""
-    return list(_walk(read, mode, 0, root_of(mode, cr3), 0, RW | US))
+def reference_leaves(
+    read: ReadTable, mode: Mode, cr3: int, *, sound: bool = False, nx: bool = True
+) -> list[RefLeaf]:
+    """Every present leaf, ascending in gva; ``sound``: only what a processor maps, with or without EFER.NXE."""
+
+    def refuses(depth: int, entry: int) -> bool:
+        return sound and entry & reserved_bits(mode, depth, entry, nx=nx) != 0
+
+    return list(_walk(read, mode, refuses, 0, root_of(mode, cr3), 0, RW | US))
 
 
-def _walk(read: ReadTable, mode: Mode, depth: int, gpa: int, base: int, rights: int) -> Iterator[RefLeaf]:
+def _walk(
+    read: ReadTable, mode: Mode, refuses: Refuses, depth: int, gpa: int, base: int, rights: int
+) -> Iterator[RefLeaf]:
     entry_nbytes, levels = LAYOUTS[mode]
     level = levels[depth]
     data = read(gpa, level.nentries * entry_nbytes)
     if data is None:
         return
     for index, entry in enumerate(memoryview(data).cast("Q" if entry_nbytes == 8 else "I")):
-        if not entry & P:
+        if not entry & P or refuses(depth, entry):
             continue
         gva = base + (index << level.shift)
         lower = rights & entry if has_rights(mode, depth) else rights
@@ -72,7 +81,22 @@ def _walk(read: ReadTable, mode: Mode, depth: int, gpa: int, base: int, rights: 
                 canonical(mode, gva), page, 1 << level.shift, entry, bool(lower & RW), bool(lower & US)
             )
         else:
-            yield from _walk(read, mode, depth + 1, table_gpa(entry), gva, lower)
+            yield from _walk(read, mode, refuses, depth + 1, table_gpa(entry), gva, lower)
+
+
+def reserved_bits(mode: Mode, depth: int, entry: int, *, nx: bool) -> int:
+    """Those of this entry. Physical addresses have 52 bits, or 40 with PSE-36."""
+    entry_nbytes, levels = LAYOUTS[mode]
+    large = levels[depth].large and bool(entry & PS)
+    if entry_nbytes == 4:
+        return 1 << 21 if large else 0
+    if mode == "pae" and depth == 0:
+        return 0xFFF << 52 | 0x1E6
+    mask = 0 if nx else NX
+    mask |= 0x7FF << 52 if mode == "pae" else 0
+    if large:
+        return mask | (1 << levels[depth].shift) - (1 << 13)
+    return mask | (0 if levels[depth].large or depth == len(levels) - 1 else PS)
 
 
 def has_rights(mode: Mode, depth: int) -> bool:
