@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sevkvm import errors
 from sevkvm.abi.x86 import MSR_KERNEL_GS_BASE
+from sevkvm.linux.finder import KernelFinder
 from sevkvm.memory.policy import SevInfo, SevKind
 from sevkvm.paging.form import PagingForm, PagingMode
 from sevkvm.paging.walk import Walker
@@ -16,6 +17,7 @@ from sevkvm.vcpu import VcpuState, paging_levels, root_gpa
 
 if TYPE_CHECKING:
     from sevkvm.host.kvm import VcpuFd
+    from sevkvm.linux.vmcoreinfo import VmcoreInfo
     from sevkvm.memory.guest import GuestMemory
     from sevkvm.memory.source import SlotMap
     from sevkvm.paging.walk import Translation
@@ -75,6 +77,7 @@ class Guest:
         self._depth = 0
         self._held_ns = 0
         self._states: list[VcpuState] | None = None
+        self._finder = KernelFinder(parts.memory, parts.warn)
 
     def stats(self) -> dict[str, int]:
         """Counts by name: what attaching and reading cost; times end in ``_ns``."""
@@ -179,6 +182,25 @@ class Guest:
         """Exactly nbytes at ``gpa`` as the encrypted guest's private memory; MemoryFault otherwise."""
         self._refresh()
         return self.memory.read(gpa, nbytes)
+
+    # ---- what a Linux guest says of itself
+
+    def vmcoreinfo(self) -> VmcoreInfo | None:
+        """The kernel's VMCOREINFO note, checked against memory; None if there is none to be found.
+
+        Searched once: through the vCPUs' tables, which costs a few thousand pages, or in all of RAM (bounded).
+        Raises BadGuestData where several kernels cannot be told apart, PlatformUnsupported for an unknown C-bit.
+        """
+        self._refresh()
+        cbit_pos = self._cbit_pos()
+        if self._parts.no_registers is None:
+            forms = self.forms()
+        else:
+            kernel = self._finder.kernel(cbit_pos)
+            if kernel is None or kernel.info is not None:
+                return kernel and kernel.info
+            forms = [kernel.form]
+        return self._finder.note(cbit_pos, forms)
 
     def _refresh(self) -> None:
         """A guest that runs may have changed what we remember."""

@@ -106,6 +106,21 @@ class GuestMemory:
                 break
         return done
 
+    def peek(self, gpa: int, buffer: memoryview) -> int:
+        """Fill ``buffer`` as private memory, past the cache both ways: for searches; the short-read rule."""
+        done = 0
+        commands = self._commands()
+        for extent in self.slots.extents(gpa, len(buffer)):
+            if extent.gpa != gpa + done:
+                break
+            piece = buffer[done : done + extent.nbytes]
+            got = self._decrypt_or_copy(extent.gpa, extent.hva, True, piece, 0)
+            done += got
+            if got < len(piece):
+                break
+        self.stats.data_commands += self._commands() - commands
+        return done
+
     def read(self, gpa: int, nbytes: int, private: bool = True) -> bytes:
         """Exactly nbytes, or MemoryFault naming the first gpa that cannot be read."""
         buffer = bytearray(nbytes)
