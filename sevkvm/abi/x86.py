@@ -40,3 +40,31 @@ PTE_G: Final = 1 << 8
 PTE_NX: Final = 1 << 63
 
 LEVEL_NAMES: Final = {5: "PML5E", 4: "PML4E", 3: "PDPE", 2: "PDE", 1: "PTE"}
+
+PTE_PAT_LARGE: Final = (
+    1 << 12
+)  # of an entry with PTE_PS; a 4 KiB page's PAT bit is where PS is in other entries
+_FLAG_NAMES: Final = (
+    (PTE_P, "P"),
+    (PTE_RW, "RW"),
+    (PTE_US, "US"),
+    (PTE_PWT, "PWT"),
+    (PTE_PCD, "PCD"),
+    (PTE_A, "A"),
+    (PTE_D, "D"),
+    (PTE_PS, "PS"),
+    (PTE_G, "G"),
+    (PTE_PAT_LARGE, "PAT"),
+    (PTE_NX, "NX"),
+)
+FLAG_BITS: Final = sum(mask for mask, _ in _FLAG_NAMES)
+
+
+def entry_flags(entry: int, level: int) -> list[str]:
+    """Names of the flags set in an entry of a table of this level (1 = PT), as stored."""
+    large = level > 1 and bool(entry & PTE_PS)
+    names = []
+    for mask, name in _FLAG_NAMES:
+        if entry & mask and (mask != PTE_PAT_LARGE or large):
+            names.append("PAT" if mask == PTE_PS and level == 1 else name)
+    return names

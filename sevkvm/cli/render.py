@@ -43,8 +43,8 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, inden
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:
-    """``name: value`` lines, values aligned."""
-    known = [(f"{name}:", printable(value)) for name, value in facts]
+    """``name: value`` lines, values aligned; without a name it is one more value."""
+    known = [(f"{name}:" if name else "", printable(value)) for name, value in facts]
     width = max((len(name) for name, _ in known), default=0)
     for name, value in known:
         click.echo(f"{name:{width}}  {value}")

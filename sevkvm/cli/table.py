@@ -27,6 +27,8 @@ COMMANDS = {
     "status": Entry("status", "what protects a guest; its policy, state, C-bit, memory slots", GUESTS),
     "regs": Entry("regs", "registers of its vCPUs", MEMORY),
     "translate": Entry("translate", "where virtual addresses go, by its page tables", MEMORY),
+    "tlb": Entry("tlb", "every page that its page tables map, as QEMU's info tlb", MEMORY),
+    "mem": Entry("mem", "what they map as runs, as QEMU's info mem", MEMORY),
     "x": Entry("x", "print virtual memory, as QEMU's monitor does", MEMORY),
     "xp": Entry("xp", "print physical memory, as QEMU's monitor does", MEMORY),
     "dump": Entry("dump", "write its memory to a file", FILES),

@@ -16,20 +16,7 @@ from sevkvm.errors import EXIT_FAILURE
 if TYPE_CHECKING:
     from sevkvm.memory.source import SlotMap
     from sevkvm.paging.form import PagingForm
-    from sevkvm.paging.walk import Translation, WalkStep
-
-_FLAG_BITS = (
-    (x86.PTE_P, "P"),
-    (x86.PTE_RW, "RW"),
-    (x86.PTE_US, "US"),
-    (x86.PTE_PWT, "PWT"),
-    (x86.PTE_PCD, "PCD"),
-    (x86.PTE_A, "A"),
-    (x86.PTE_D, "D"),
-    (x86.PTE_PS, "PS"),
-    (x86.PTE_G, "G"),
-    (x86.PTE_NX, "NX"),
-)
+    from sevkvm.paging.walk import Translation
 
 
 @sevkvm_command(
@@ -92,7 +79,7 @@ def _print(answer: Translation, form: PagingForm, slots: SlotMap, verbose: bool,
                 str(step.index),
                 f"0x{step.entry:0{digits}x}",
                 "C" if step.cbit else "-",
-                " ".join(_flags(step)) or "-",
+                " ".join(x86.entry_flags(step.entry, step.level)) or "-",
             )
             for step in answer.steps
         ]
@@ -106,10 +93,6 @@ def _where(answer: Translation, digits: int) -> str:
     name = x86.LEVEL_NAMES[step.level]
     entry = f"0x{step.entry:0{digits}x}"
     return f"{answer.fault} at {name} (level {step.level}), index {step.index}, entry {entry}"
-
-
-def _flags(step: WalkStep) -> list[str]:
-    return [name for mask, name in _FLAG_BITS if step.entry & mask]
 
 
 def _as_json(answer: Translation, form: PagingForm, slots: SlotMap, verbose: bool) -> dict[str, Any]:
@@ -140,7 +123,7 @@ def _as_json(answer: Translation, form: PagingForm, slots: SlotMap, verbose: boo
                 "index": step.index,
                 "entry": hexadecimal(step.entry),
                 "cbit": step.cbit,
-                "flags": _flags(step),
+                "flags": x86.entry_flags(step.entry, step.level),
             }
             for step in answer.steps
         ]

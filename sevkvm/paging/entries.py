@@ -40,3 +40,8 @@ def reserved_bits(form: PagingForm, level: int, raw: int) -> int:
         if raw & mask and not kept & mask and mask != PTE_PS and refused(kept | mask):
             found |= mask
     return found
+
+
+def entry_nbytes(form: PagingForm, level: int) -> int:
+    """How much guest-virtual memory one entry of a table of this level spans: the page size, if it is a leaf."""
+    return 1 << decoder_for(form).levels[level].shift
