@@ -1,7 +1,4 @@
-"""One leaf or run as a line: of a table, of a JSON array, of a CSV file.
-
-A list may have millions of lines, so what repeats is made once: all text that depends on the flags alone is cached.
-"""
+"""One leaf or run as a line of a table, a JSON array, a CSV file; text that depends on flags alone is made once."""
 
 from __future__ import annotations
 
@@ -78,9 +75,8 @@ class Rows:
 
         def line(run: Run) -> str:
             words, page = self._run_words(run.flags)
-            return (
-                f"0x{run.gva:016x}  0x{run.gva + run.nbytes:<017x}  {size(run.nbytes):>10}  {words}  {page}\n"
-            )
+            end = f"0x{run.gva + run.nbytes:016x}"
+            return f"0x{run.gva:016x}  {end:19}  {size(run.nbytes):>10}  {words}  {page}\n"
 
         return Layout(line, head, "", "", head)
 
@@ -144,7 +140,9 @@ class Rows:
         def line(leaf: Leaf) -> str:
             gva, gpa, entry = hex(leaf.gva), hex(leaf.gpa), hex(leaf.entry)
             told = numbers(leaf.flags & _TOLD)
-            return row((gva, gpa, leaf.nbytes, leaf.level, *told, entry, own(leaf.entry & FLAG_BITS, leaf.level)))
+            return row(
+                (gva, gpa, leaf.nbytes, leaf.level, *told, entry, own(leaf.entry & FLAG_BITS, leaf.level))
+            )
 
         return Layout(line, head, "", "", head)
 

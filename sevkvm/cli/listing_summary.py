@@ -118,7 +118,7 @@ def as_json(summary: Summary, *, live: bool) -> dict[str, Any]:
     lost = report.unreadable if report else ()
     limits = list(report.limits_hit) if report else []
     return {
-        "paging": form.mode.option_name,
+        "paging_mode": form.mode.option_name,
         "root_gpa": hexadecimal(form.root_gpa) if form.levels else None,
         "tables": [
             {"level": level, "count": count, "size": count * PAGE_NBYTES} for level, count in _tables(summary)

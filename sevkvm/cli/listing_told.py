@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from sevkvm.paging.listing import ListReport
 
 _EXAMPLES = 5
-_LIMITS = {"summaries": "what is said to be distinct may not be", "unreadable": "not every lost table is named"}
+_LIMITS = {
+    "summaries": "what is said to be distinct may not be",
+    "unreadable": "not every lost table is named",
+}
 
 
 def tell(report: ListReport, standing: Standing) -> bool:

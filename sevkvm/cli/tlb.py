@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from sevkvm.cli.command import command as sevkvm_command
-from sevkvm.cli.listing import listing_options
+from sevkvm.cli.listing import answer
+from sevkvm.cli.listing_options import Request, listing_options
+from sevkvm.cli.options import GuestSession
 
 
 @sevkvm_command(
@@ -20,7 +22,7 @@ from sevkvm.cli.listing import listing_options
     """,
 )
 @listing_options(leaves=True)
-def command() -> None:
+def command(session: GuestSession, request: Request) -> None:
     """List every page that the guest's page tables map, byte for byte as QEMU's monitor command info tlb.
 
     RANGE is START:END (END not part of it) or START:+SIZE of guest-virtual addresses; a page that lies in it in part
@@ -29,3 +31,4 @@ def command() -> None:
     whoever reads the output, nor longer than --hold: then it runs on, and stderr tells from which address on that
     is so. Tables that cannot be read are told on stderr, and the exit status is 6.
     """
+    answer(session, request)

@@ -28,6 +28,8 @@ GUEST_COMMANDS = [
     ("x", "0x1000"),
     ("xp", "0x1000"),
     ("dump", "-o", "no-such-file"),
+    ("tlb",),
+    ("mem", "--summary"),
 ]
 
 

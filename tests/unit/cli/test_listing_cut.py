@@ -7,7 +7,9 @@ from sevkvm.cli.listing_cut import Cut
 TEXT = [b"1\n2\n3\n", b"4\n", b"5\n6\n"]
 
 
-@pytest.mark.parametrize(("limit", "more"), [(1, True), (3, True), (4, True), (5, True), (6, False), (7, False)])
+@pytest.mark.parametrize(
+    ("limit", "more"), [(1, True), (3, True), (4, True), (5, True), (6, False), (7, False)]
+)
 def test_text_and_records_are_cut_alike(limit, more):
     text, records = Cut(limit), Cut(limit)
     expected = list(range(1, 7))[:limit]

@@ -53,32 +53,36 @@ def broken(data: bytes) -> None:
     raise BrokenPipeError(errno.EPIPE, "nobody reads")
 
 
+def put_all(write, chunks, error=None, **settings):
+    """Put the chunks, then raise the error."""
+    with Outlet(write, **settings) as outlet:
+        for chunk in chunks:
+            outlet.put(chunk)
+        if error:
+            raise error
+
+
 def test_a_broken_pipe_is_raised_where_chunks_come_from():
-    with pytest.raises(BrokenPipeError), Outlet(broken, capacity=1) as outlet:
-        for _ in range(3):
-            outlet.put(b"chunk")
-        raise AssertionError("three chunks cannot fit")
+    went_on = AssertionError("three chunks cannot fit")
+    with pytest.raises(BrokenPipeError):
+        put_all(broken, [b"chunk"] * 3, went_on, capacity=1)
 
 
 def test_a_broken_pipe_is_raised_at_the_end_too():
-    with pytest.raises(BrokenPipeError), Outlet(broken) as outlet:
-        outlet.put(b"chunk")
+    with pytest.raises(BrokenPipeError):
+        put_all(broken, [b"chunk"])
 
 
 def test_an_error_comes_out_after_what_was_listed():
     reader = Reader()
-    with pytest.raises(LookupError), Outlet(reader.write) as outlet:
-        outlet.put(b"listed")
-        raise LookupError
+    with pytest.raises(LookupError):
+        put_all(reader.write, [b"listed"], LookupError())
     assert reader.data == b"listed"
 
 
 def test_an_interruption_waits_for_nobody():
     reader = Reader(opened=False)
-    with pytest.raises(KeyboardInterrupt), Outlet(reader.write) as outlet:
-        outlet.put(b"first")
-        assert reader.entered.wait(PATIENCE)
-        outlet.put(b"second")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        put_all(reader.write, [b"first", b"second"], KeyboardInterrupt())
     assert reader.data == b""
     reader.open.set()
