@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import mmap
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from tests.support.gdbstub import GdbStub
@@ -45,7 +46,7 @@ _GPA = re.compile(r"gpa: (?:0x)?([0-9a-f]+)\n")
 class RamReader:
     """Tables out of guest RAM; None where there is none. ``cbit`` is set in every present 8-byte entry on the way."""
 
-    machine: Emulated
+    read: Callable[[int, int], bytes | None]
     cbit: int = 0
     fetched: list[int] = field(default_factory=list)
 
@@ -56,7 +57,7 @@ class RamReader:
         return [self._read(gpa) for gpa in gpas]
 
     def _read(self, gpa: int) -> bytes | None:
-        page = self.machine.read(gpa, 4096)
+        page = self.read(gpa, 4096)
         if page is None or not self.cbit:
             return page
         entries = memoryview(page).cast("Q")
@@ -79,12 +80,16 @@ class Emulated:
         long_mode = mode in ("4level", "5level")
         efer = (_EFER_LME if long_mode else 0) | (_EFER_NXE if nx else 0)
         cr0 = _CR0_PE_ET | (_CR0_PG if mode != "none" else 0)
-        # Paging goes off first, as a processor wants it, and comes on last: then EFER.LMA follows.
-        wanted = [("cr0", _CR0_PE_ET), ("cr4", _CR4[mode]), ("efer", efer), ("cr3", cr3), ("cr0", cr0)]
-        for name, value in wanted:
+        self.set_control(cr0, cr3, _CR4[mode], efer | (_EFER_LMA if long_mode else 0))
+
+    def set_control(self, cr0: int, cr3: int, cr4: int, efer: int) -> None:
+        """Set what paging depends on. EFER.LMA cannot be written: it must be what CR0.PG and EFER.LME make it."""
+        # Paging goes off first, as a processor wants it, and comes on last.
+        self.stub.set("cr0", cr0 & ~_CR0_PG)
+        wanted = {"cr4": cr4, "efer": efer, "cr3": cr3, "cr0": cr0}
+        for name, value in wanted.items():
             self.stub.set(name, value)
-        wanted = [*wanted[1:2], ("efer", efer | (_EFER_LMA if long_mode else 0)), *wanted[3:]]
-        assert [(name, self.stub.get(name)) for name, _ in wanted] == wanted
+        assert {name: self.stub.get(name) for name in wanted} == wanted
 
     def info_tlb(self) -> str:
         """QEMU's ``info tlb``."""
@@ -107,20 +112,29 @@ class Emulated:
 
     def reader(self, cbit_pos: int | None = None) -> RamReader:
         """Reads this machine's tables."""
-        return RamReader(self, 0 if cbit_pos is None else 1 << cbit_pos)
+        return RamReader(self.read, 0 if cbit_pos is None else 1 << cbit_pos)
 
 
 @contextmanager
 def emulated(
-    *, ram_nbytes: int = RAM_NBYTES, extra: Sequence[str] = (), **options: Any
+    *, ram_nbytes: int = RAM_NBYTES, ram_file: Path | None = None, extra: Sequence[str] = (), **options: Any
 ) -> Iterator[Emulated]:
-    """Start the machine, stopped at reset; a skip where there is no QEMU. ``-cpu max`` knows LA57 and NX."""
+    """Start the machine, stopped at reset; a skip where there is no QEMU. ``-cpu max`` knows LA57 and NX.
+
+    ``ram_file`` is what RAM holds at first; the file is not written to, and ``ram`` cannot be.
+    """
     require_qemu()
-    options = {"accel": "tcg", "ram": f"{ram_nbytes >> 20}M", "memfd": True} | options
-    with qemu(extra=["-cpu", "max", *extra], **options) as vmm:
+    options = {"accel": "tcg", "ram": f"{ram_nbytes >> 20}M"} | options
+    extra = ["-cpu", "max", *extra]
+    if ram_file is None:
+        options["memfd"] = True
+    else:
+        options["machine"] = "q35,memory-backend=file0"
+        extra += ["-object", f"memory-backend-file,id=file0,size={ram_nbytes},mem-path={ram_file},share=off"]
+    with qemu(extra=extra, **options) as vmm:
         path = vmm.directory / "gdb.sock"
         vmm.hmp(f"gdbserver unix:{path},server=on,wait=off")
-        with shared_ram(vmm, ram_nbytes) as ram:
+        with mapped_ram(vmm, ram_nbytes, ram_file) as ram:
             stub = GdbStub(str(path))
             try:
                 yield Emulated(vmm, stub, ram)
@@ -129,8 +143,12 @@ def emulated(
 
 
 @contextmanager
-def shared_ram(vmm: QemuVmm, ram_nbytes: int) -> Iterator[mmap.mmap]:
-    """The memfd behind the RAM of a QEMU started with ``memfd=True``."""
+def mapped_ram(vmm: QemuVmm, nbytes: int, ram_file: Path | None) -> Iterator[mmap.mmap]:
+    """The memfd behind a QEMU's RAM, to be written to, or the file that it came from, to be read."""
+    if ram_file is not None:
+        with ram_file.open("rb") as file, mmap.mmap(file.fileno(), nbytes, access=mmap.ACCESS_READ) as ram:
+            yield ram
+        return
     (fd,) = vmm.fds("/memfd:memory-backend-memfd (deleted)")
-    with open(f"/proc/{vmm.pid}/fd/{fd}", "r+b") as file, mmap.mmap(file.fileno(), ram_nbytes) as ram:
+    with open(f"/proc/{vmm.pid}/fd/{fd}", "r+b") as memfd, mmap.mmap(memfd.fileno(), nbytes) as ram:
         yield ram
