@@ -76,6 +76,8 @@ class Search:
 
     def peek(self, gpa: int, nbytes: int) -> bytes:
         """At most nbytes at ``gpa``, fewer where they cannot be read or may not be any more."""
+        if self.memory.slots.find(gpa) is None:
+            return b""  # a device: costs nothing
         if not self.spend(((gpa + nbytes + PAGE_MASK) >> 12) - (gpa >> 12)):
             return b""
         buffer = bytearray(nbytes)

@@ -37,11 +37,12 @@ class FakeRam:
     """What a search asks of GuestMemory; every page it touches is counted, as a firmware command would be."""
 
     def __init__(
-        self, nbytes: int, cbit: int | None = None, *, holes: Sequence[tuple[int, int]] = ()
+        self, ram: int | memoryview, cbit: int | None = None, *, holes: Sequence[tuple[int, int]] = ()
     ) -> None:
-        self.ram = bytearray(nbytes)
+        """``ram``: how many bytes of zeros, or what a guest had from gpa 0 up; ``holes`` are no RAM."""
+        self.ram = bytearray(ram) if isinstance(ram, int) else ram
         self.cbit = cbit
-        edges = [0, *(edge for hole in holes for edge in hole), nbytes]
+        edges = [0, *(edge for hole in holes for edge in hole), len(self.ram)]
         self.slots = SlotMap(
             Slot(start, end - start, 0x7F00_0000_0000 + start)
             for start, end in zip(edges[::2], edges[1::2], strict=True)
@@ -49,6 +50,7 @@ class FakeRam:
         self.bad_pages: set[int] = set()
         self.pages_peeked: list[int] = []
         self.peeks: list[tuple[int, int]] = []
+        self.tables_read: set[int] = set()
 
     def put(self, gpa: int, data: bytes) -> None:
         self.ram[gpa : gpa + len(data)] = data
@@ -124,6 +126,7 @@ class FakeRam:
         return bytes(self.ram[gpa : gpa + nbytes])
 
     def read_tables(self, gpas: Sequence[int], *, keep: bool = True) -> list[bytes | None]:
+        self.tables_read.update(gpas)
         return [bytes(self.ram[gpa : gpa + PAGE]) if self._readable(gpa) else None for gpa in gpas]
 
     def _readable(self, gpa: int) -> bool:
