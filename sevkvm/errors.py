@@ -134,6 +134,15 @@ class BadGuestData(SevKvmError, ValueError):
     """Bytes of the guest are not what they must be."""
 
 
+class BadDump(SevKvmError, ValueError):
+    """A file is not the dump that it should be; ``path`` names it, ``problem`` says what is wrong."""
+
+    def __init__(self, path: str, problem: str, *, help: str | None = None) -> None:
+        super().__init__(f"{path}: {problem}", help=help)
+        self.path = path
+        self.problem = problem
+
+
 class ProtocolError(SevKvmError, ValueError):
     """The VMM's monitor answered what we cannot understand."""
 

@@ -1,0 +1,80 @@
+"""Which format a file has, and if it is no dump, what it looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
+
+from sevkvm import errors
+from sevkvm.abi.x86 import PAGE_NBYTES
+from sevkvm.dumpfile.elf import open_elf
+from sevkvm.dumpfile.lime import MAGIC as LIME_MAGIC
+from sevkvm.dumpfile.lime import open_lime
+from sevkvm.dumpfile.raw import open_raw
+
+if TYPE_CHECKING:
+    from sevkvm.dumpfile.contents import DumpContents
+    from sevkvm.dumpfile.image import MappedFile
+
+_OPENERS: Final[dict[str, Callable[[MappedFile], DumpContents]]] = {"elf": open_elf, "lime": open_lime}
+FORMATS: Final = ("elf", "lime", "raw")
+_MAGICS: Final = ((b"\x7fELF", "elf"), (LIME_MAGIC, "lime"))
+
+_UNPACK = "unpack it first"
+_CONVERT = "convert it first"
+_OTHERS: Final = (
+    (b"\x1f\x8b", "gzip data", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "zstd data", _UNPACK),
+    (b"\xfd7zXZ\0", "xz data", _UNPACK),
+    (b"BZh", "bzip2 data", _UNPACK),
+    (b"\x04\x22\x4d\x18", "lz4 data", _UNPACK),
+    (b"PK\x03\x04", "a zip archive", _UNPACK),
+    (b"AVML", "an AVML file", "`avml-convert` makes a LiME file of it"),
+    (b"QFI\xfb", "a qcow2 disk image", None),
+    (b"QEVM", "a QEMU migration stream", "`dump-guest-memory` in QEMU's monitor writes a dump"),
+    (b"LibvirtQemudSave", "a domain that libvirt saved", "`virsh dump --memory-only` writes a dump"),
+    (b"PAGEDU64", "a Windows crash dump", None),
+    (b"PAGEDUMP", "a Windows crash dump", None),
+    (b"MDMP", "a Windows minidump", None),
+    (b"HIBR", "a Windows hibernation file", _CONVERT),
+)
+
+
+def open_contents(
+    image: MappedFile, file_format: str | None = None, ranges: Sequence[tuple[int, int, int]] = ()
+) -> DumpContents:
+    """The dump in a file, of a format out of FORMATS, or of the one that its first bytes tell.
+
+    ``ranges``: ``(gpa, nbytes, offset)`` of a raw file. Raises BadDump for what is no dump, or a broken one.
+    """
+    told = file_format or _recognized(image)
+    if told == "raw":
+        return open_raw(image, ranges)
+    if ranges:
+        raise errors.UsageError(
+            f"{image.path} is in {told} format, which tells by itself where its memory lies",
+            help="--slot is for raw files",
+        )
+    return _OPENERS[told](image)
+
+
+def _recognized(image: MappedFile) -> str:
+    start = bytes(image.take(0, min(64, image.nbytes), "its start"))
+    for magic, name in _MAGICS:
+        if start.startswith(magic):
+            return name
+    for magic, what, hint in _OTHERS:
+        if start.startswith(magic):
+            raise errors.BadDump(image.path, f"this looks like {what}, not like a dump", help=hint)
+    if image.nbytes % PAGE_NBYTES:
+        what = "text" if _is_text(start) else "nothing that is known here"
+        raise errors.BadDump(
+            image.path,
+            f"this looks like {what}, not like a dump; {image.nbytes} bytes are no whole pages either",
+            help="--file-format raw takes it as guest memory anyway",
+        )
+    return "raw"
+
+
+def _is_text(start: bytes) -> bool:
+    return all(32 <= byte < 127 or byte in b"\t\n\r" for byte in start)
