@@ -16,10 +16,10 @@ from sevkvm.paging.walk import Walker
 from sevkvm.vcpu import VcpuState, paging_levels, root_gpa
 
 if TYPE_CHECKING:
-    from sevkvm.host.kvm import VcpuFd
+    from sevkvm.abi.kvm import Regs, Sregs
+    from sevkvm.dumpfile import DumpContents
     from sevkvm.linux.vmcoreinfo import VmcoreInfo
-    from sevkvm.memory.guest import GuestMemory
-    from sevkvm.memory.source import SlotMap
+    from sevkvm.memory.source import PhysicalMemory, SlotMap
     from sevkvm.paging.walk import Translation
 
 __all__ = ["Guest", "GuestParts", "SevInfo", "SevKind"]
@@ -37,31 +37,59 @@ class Holder(Protocol):
         ...
 
 
+class Vcpu(Protocol):
+    """Who tells one vCPU's registers: a descriptor of the VMM, or a dump."""
+
+    @property
+    def index(self) -> int:
+        """Its number."""
+        ...
+
+    @property
+    def unknown(self) -> frozenset[str]:
+        """Fields of ``get_sregs()`` that are not known."""
+        ...
+
+    def get_regs(self) -> Regs:
+        """General registers."""
+        ...
+
+    def get_sregs(self) -> Sregs:
+        """Segments, descriptor tables and control registers."""
+        ...
+
+    def get_msr(self, msr: int) -> int | None:
+        """A model-specific register; None where nobody tells it."""
+        ...
+
+
 class GuestParts(NamedTuple):
-    """What ``attach`` wires together.
+    """What ``attach`` wires together. ``pid`` and ``vm_fd`` are None for a guest that is a dump: ``contents``.
 
     ``no_registers``: why registers cannot be known, or None. ``cr3`` and ``vcpu`` are the user's choices.
     """
 
-    pid: int
-    vm_fd: int
+    pid: int | None
+    vm_fd: int | None
     name: str
     sev: SevInfo
     slots: SlotMap
-    memory: GuestMemory
-    vcpus: Sequence[VcpuFd]
+    memory: PhysicalMemory
+    vcpus: Sequence[Vcpu]
     holder: Holder
     costs: Callable[[], dict[str, int]]
     warn: Callable[[str], None]
     no_registers: str | None = None
     cr3: int | None = None
     vcpu: int | None = None
+    contents: DumpContents | None = None
 
 
 class Guest:
-    """A guest we are attached to.
+    """A guest we are attached to, or one that is a dump.
 
-    ``pid``, ``vm_fd``: the VMM's process and its VM descriptor. ``vcpu_indexes``: its vCPUs, ascending.
+    ``pid``, ``vm_fd``: the VMM's process and its VM descriptor; both None for a dump, which ``contents`` describes.
+    ``vcpu_indexes``: its vCPUs, ascending.
     What was read is remembered while the guest is held; of a guest that runs, each answer is read afresh.
     """
 
@@ -73,6 +101,7 @@ class Guest:
         self.sev = parts.sev
         self.slots = parts.slots
         self.memory = parts.memory
+        self.contents = parts.contents
         self.vcpu_indexes: Sequence[int] = tuple(vcpu.index for vcpu in parts.vcpus)
         self._depth = 0
         self._held_ns = 0
@@ -118,7 +147,7 @@ class Guest:
         self.memory.settle()
         with self.held():
             self._states = [
-                VcpuState(vcpu.index, vcpu.get_regs(), vcpu.get_sregs(), _kernel_gs_base(vcpu))
+                VcpuState(vcpu.index, vcpu.get_regs(), vcpu.get_sregs(), _kernel_gs_base(vcpu), vcpu.unknown)
                 for vcpu in self._parts.vcpus
             ]
         return self._states
@@ -226,7 +255,7 @@ class Guest:
         return self.sev.cbit_pos if self.sev.encrypted else None
 
 
-def _kernel_gs_base(vcpu: VcpuFd) -> int | None:
+def _kernel_gs_base(vcpu: Vcpu) -> int | None:
     """A register that only some notes of core files have: not worth failing for."""
     try:
         return vcpu.get_msr(MSR_KERNEL_GS_BASE)

@@ -16,12 +16,14 @@ class VcpuState(NamedTuple):
     """Registers of one vCPU at one moment; ``sregs.cr3`` is as KVM returned it.
 
     ``kernel_gs_base``: what SWAPGS would load, None where KVM does not tell.
+    ``unknown``: fields of ``sregs`` that nobody told (a dump has no room for some); their values are no facts.
     """
 
     index: int  # type: ignore[assignment]  # hides tuple.index(), which nobody asks of a vCPU
     regs: Regs
     sregs: Sregs
     kernel_gs_base: int | None = None
+    unknown: frozenset[str] = frozenset()
 
     @property
     def nx_enabled(self) -> bool:

@@ -7,7 +7,8 @@ decrypted; what was attached, held or mapped is undone by the ``with`` that did 
 from __future__ import annotations
 
 from sevkvm.attach.listing import GuestSummary, list_guests
+from sevkvm.attach.offline import DumpOptions, open_dump
 from sevkvm.attach.opening import open_guest
 from sevkvm.attach.options import AttachOptions, Warn
 
-__all__ = ["AttachOptions", "GuestSummary", "Warn", "list_guests", "open_guest"]
+__all__ = ["AttachOptions", "DumpOptions", "GuestSummary", "Warn", "list_guests", "open_dump", "open_guest"]

@@ -26,6 +26,11 @@ class VcpuFd:
     fd: int
     index: int
 
+    @property
+    def unknown(self) -> frozenset[str]:
+        """KVM tells every field of the registers that it tells at all."""
+        return frozenset()
+
     def _get(self, request: int, nbytes: int, preset: bytes = b"") -> bytes:
         if preset:
             self.port.write(self.port.args_hva, preset)

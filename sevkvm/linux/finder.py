@@ -11,7 +11,7 @@ from sevkvm.linux.ram import LIMIT_PAGES, Progress, Search
 
 if TYPE_CHECKING:
     from sevkvm.linux.vmcoreinfo import VmcoreInfo
-    from sevkvm.memory.guest import GuestMemory
+    from sevkvm.memory.source import PhysicalMemory
     from sevkvm.paging.form import PagingForm
 
 
@@ -23,7 +23,7 @@ class KernelFinder:
 
     def __init__(
         self,
-        memory: GuestMemory,
+        memory: PhysicalMemory,
         warn: Callable[[str], None],
         *,
         limit_pages: int = LIMIT_PAGES,

@@ -7,7 +7,7 @@ first one it could not; it raises only when nothing can ever be read again (the 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from sevkvm import errors
@@ -44,10 +44,66 @@ class MemorySource(Protocol):
         ...
 
 
-class SlotMap:
-    """The slots of a VM, sorted by gpa. Overlaps are refused: they would make reads ambiguous."""
+class PhysicalMemory(Protocol):
+    """Guest-physical memory as a Guest hands it out: of a VMM (GuestMemory), or of a dump (FileMemory)."""
 
-    def __init__(self, slots: Iterable[Slot]) -> None:
+    @property
+    def slots(self) -> SlotMap:
+        """Where there is RAM."""
+        ...
+
+    @property
+    def chunk_nbytes(self) -> int:
+        """How much to ask for at a time for the best throughput."""
+        ...
+
+    @property
+    def encrypted(self) -> bool:
+        """Private pages are decrypted to be read."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why the last short read was short."""
+        ...
+
+    def readinto(self, gpa: int, private: bool, buffer: memoryview, ahead: int = 0) -> int:
+        """Fill ``buffer``; the short-read rule. ``ahead``: how many bytes right after it will be asked for next."""
+        ...
+
+    def peek(self, gpa: int, buffer: memoryview) -> int:
+        """Fill ``buffer`` as private memory, past any cache: for searches; the short-read rule."""
+        ...
+
+    def read(self, gpa: int, nbytes: int, private: bool = True) -> bytes:
+        """Exactly nbytes, or MemoryFault naming the first gpa that cannot be read."""
+        ...
+
+    def read_tables(self, gpas: Sequence[int], *, keep: bool = True) -> list[bytes | None]:
+        """Whole page-table pages, always as private; None where there is none to read."""
+        ...
+
+    def counts(self) -> dict[str, int]:
+        """All counts by name, for ``--stats``."""
+        ...
+
+    def invalidate(self) -> None:
+        """The guest has run, or may have."""
+        ...
+
+    def settle(self) -> None:
+        """Nothing begun ahead is left on the way."""
+        ...
+
+
+class SlotMap:
+    """The slots of a VM, sorted by gpa. Overlaps are refused: they would make reads ambiguous.
+
+    ``in_vmm``: a VMM keeps the memory; for a dump the slots' ``hva`` means nothing.
+    """
+
+    def __init__(self, slots: Iterable[Slot], *, in_vmm: bool = True) -> None:
+        self.in_vmm = in_vmm
         self.slots = tuple(sorted(slots))
         for lower, upper in zip(self.slots, self.slots[1:], strict=False):
             if upper.gpa < lower.end:
@@ -84,7 +140,7 @@ class SlotMap:
     def hva(self, gpa: int) -> int | None:
         """Where the VMM keeps ``gpa``, or None."""
         slot = self.find(gpa)
-        return None if slot is None else slot.hva + (gpa - slot.gpa)
+        return None if slot is None or not self.in_vmm else slot.hva + (gpa - slot.gpa)
 
     def extents(self, gpa: int, nbytes: int) -> Iterator[Extent]:
         """The pieces of ``[gpa, gpa + nbytes)`` that are RAM, in order; what lies between them is not."""

@@ -1,0 +1,68 @@
+"""Where the C-bit is in a dump: its bytes are plaintext, but the entries of the page tables keep the bit."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from sevkvm import errors
+from sevkvm.abi.x86 import CR3_ADDRESS_MASK
+from sevkvm.memory.policy import SevInfo, SevKind
+from sevkvm.vcpu import plausible_cbit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from sevkvm.abi.corenotes import CpuRegisters
+    from sevkvm.dumpfile import DumpContents
+    from sevkvm.memory.source import SlotMap
+
+_PLAIN: Final = SevInfo(SevKind.NONE)
+_SME_MASK: Final = re.compile(rb"^NUMBER\(sme_mask\)=([0-9]{1,20})$", re.MULTILINE)
+
+
+def file_cbit(contents: DumpContents, slots: SlotMap, told: int | None) -> SevInfo:
+    """What the dump says of encryption; ``told`` is the user's word.
+
+    In this order: the user, the VMCOREINFO's sme_mask, segments shown twice, a CR3 that leads to RAM only without one
+    bit. A dump where none of them tells a C-bit is one of a plain guest, or stripped of it.
+    """
+    if told is not None:
+        return SevInfo(SevKind.SEV, cbit_pos=told, cbit_source="option")
+    mask = _sme_mask(contents)
+    if mask is not None:
+        return (
+            SevInfo(SevKind.SEV, cbit_pos=mask.bit_length() - 1, cbit_source="vmcoreinfo") if mask else _PLAIN
+        )
+    if contents.alias_bit is not None:
+        return SevInfo(SevKind.SEV, cbit_pos=contents.alias_bit, cbit_source="alias")
+    position = _stray_bit(contents.cpus, slots)
+    return _PLAIN if position is None else SevInfo(SevKind.SEV, cbit_pos=position, cbit_source="cr3")
+
+
+def _sme_mask(contents: DumpContents) -> int | None:
+    """The VMCOREINFO's sme_mask; None where it has none."""
+    match = _SME_MASK.search(contents.vmcoreinfo or b"")
+    if match is None:
+        return None
+    mask = int(match[1])
+    if mask and (mask.bit_count() != 1 or plausible_cbit(mask.bit_length() - 1) is None):
+        raise errors.BadGuestData(
+            f"the dump's VMCOREINFO has an sme_mask of 0x{mask:x}, which is no C-bit",
+            help="say the C-bit's position with --cbit-pos",
+        )
+    return mask
+
+
+def _stray_bit(cpus: Iterable[CpuRegisters], slots: SlotMap) -> int | None:
+    """The bit without which every CR3 that leads outside RAM leads into it; None where there is no such bit."""
+    bits = set()
+    for cpu in cpus:
+        root = cpu.sregs.cr3 & CR3_ADDRESS_MASK
+        if slots.find(root) is not None:
+            continue
+        found = [
+            bit for bit in range(32, 52) if root >> bit & 1 and slots.find(root & ~(1 << bit)) is not None
+        ]
+        bits.add(found[0] if len(found) == 1 else None)
+    return bits.pop() if len(bits) == 1 else None

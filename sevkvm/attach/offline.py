@@ -1,0 +1,113 @@
+"""Open a dump as a guest that stands still: nobody is attached to, nothing is decrypted, no policy is asked."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from sevkvm.abi.x86 import MSR_KERNEL_GS_BASE
+from sevkvm.attach.entry import NoHold
+from sevkvm.attach.filecbit import file_cbit
+from sevkvm.dumpfile import open_contents
+from sevkvm.dumpfile.image import MappedFile
+from sevkvm.guest import Guest, GuestParts
+from sevkvm.memory.file import FileMemory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from sevkvm.abi.corenotes import CpuRegisters
+    from sevkvm.abi.kvm import Regs, Sregs
+    from sevkvm.attach.options import Warn
+    from sevkvm.dumpfile import DumpContents
+
+
+@dataclass(frozen=True)
+class DumpOptions:
+    """Which file, and what the user knows about it.
+
+    ``format``: one of ``sevkvm.dumpfile.FORMATS``, or None to tell it from the file. ``slots``: of a raw file, as
+    ``GPA:SIZE:OFFSET``. ``cbit_pos``: the C-bit in the file's page tables; None to find it out.
+    """
+
+    path: str
+    format: str | None = None
+    slots: tuple[str, ...] = ()
+    cbit_pos: int | None = None
+    cr3: int | None = None
+    vcpu: int | None = None
+
+
+class FileVcpu:
+    """The registers of one vCPU as a dump tells them."""
+
+    def __init__(self, told: CpuRegisters) -> None:
+        self.index = told.index
+        self.unknown = told.unknown
+        self._told = told
+
+    def get_regs(self) -> Regs:
+        """General registers."""
+        return self._told.regs
+
+    def get_sregs(self) -> Sregs:
+        """The rest; fields that ``unknown`` names are no facts."""
+        return self._told.sregs
+
+    def get_msr(self, msr: int) -> int | None:
+        """The one that a QEMU note can have."""
+        return self._told.kernel_gs_base if msr == MSR_KERNEL_GS_BASE else None
+
+
+@contextmanager
+def open_dump(options: DumpOptions, *, warn: Warn = lambda text: None) -> Iterator[Guest]:
+    """A Guest whose memory and registers are those of a dump.
+
+    Raises BadDump for what is no dump or a damaged one, UsageError for options that do not fit it, OSError.
+    """
+    with MappedFile(options.path) as image:
+        contents = open_contents(image, options.format, _ranges(options.slots))
+        memory = FileMemory(contents.store)
+        for remark in contents.remarks:
+            warn(remark)
+        for gap in contents.store.missing()[:1]:
+            warn(
+                f"{options.path} does not hold all of its guest's memory; from gpa 0x{gap.gpa:x} on, {gap.why}"
+            )
+        yield Guest(
+            GuestParts(
+                pid=None,
+                vm_fd=None,
+                name=PurePath(options.path).name,
+                sev=file_cbit(contents, memory.slots, options.cbit_pos),
+                slots=memory.slots,
+                memory=memory,
+                vcpus=[FileVcpu(told) for told in contents.cpus],
+                holder=NoHold(),
+                costs=dict,
+                warn=warn,
+                no_registers=_why_no_registers(contents),
+                cr3=options.cr3,
+                vcpu=options.vcpu,
+                contents=contents,
+            )
+        )
+
+
+def _ranges(slots: Sequence[str]) -> list[tuple[int, int, int]]:
+    if not slots:
+        return []
+    from sevkvm.host.slots import parse_slot
+
+    told = [parse_slot(text) for text in slots]
+    return [(slot.gpa, slot.nbytes, slot.hva) for slot in told]
+
+
+def _why_no_registers(contents: DumpContents) -> str | None:
+    if contents.cpus:
+        return None
+    if contents.format == "elf":
+        return "the dump has no QEMU notes: it does not tell the vCPUs' control registers"
+    return f"a dump in {contents.format} format holds no registers"
