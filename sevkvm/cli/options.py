@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -29,26 +29,50 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 class GuestSession:
     """What the guest options said: opens the guest, and tells what it cost.
 
-    ``arguments`` are those of AttachOptions; ``stats`` is filled when the guest is left.
+    ``arguments`` are those of AttachOptions; ``file`` and ``file_format`` name a dump to open instead of a VM.
+    ``stats`` is filled when the guest is left.
     """
 
-    def __init__(self, arguments: dict[str, Any]) -> None:
+    def __init__(
+        self, arguments: dict[str, Any], file: str | None = None, file_format: str | None = None
+    ) -> None:
         self.arguments = arguments
+        self.file = file
+        self.file_format = file_format
         self.stats: dict[str, int] | None = None
 
     @contextmanager
     def open(self, *, need_debug: bool = True) -> Iterator[Guest]:
         """Attach and yield the Guest. Render after leaving: a slow reader must not hold up the VMM."""
-        from sevkvm import attach
-
-        options = attach.AttachOptions(**self.arguments)
+        opened = self._dump() if self.file is not None else self._vm(need_debug)
         deferral = Deferral()
         with ExitStack() as stack:  # left from the bottom up
             stack.callback(deferral.end)
-            guest = stack.enter_context(attach.open_guest(options, warn=warn, need_debug=need_debug))
+            guest = stack.enter_context(opened)
             stack.callback(self._count, guest)
             stack.callback(deferral.start)
             yield guest
+
+    def _vm(self, need_debug: bool) -> AbstractContextManager[Guest]:
+        from sevkvm import attach
+
+        options = attach.AttachOptions(**self.arguments)
+        return attach.open_guest(options, warn=warn, need_debug=need_debug)
+
+    def _dump(self) -> AbstractContextManager[Guest]:
+        """The file; click.UsageError for options that only a VMM has a use for."""
+        from sevkvm import attach
+
+        context = click.get_current_context()
+        for name in _VMM_ONLY:
+            if self.arguments[name] is not None:
+                option = name.replace("_", "-")
+                raise click.UsageError(
+                    f"--file and --{option} exclude each other: a dump has no VMM", context
+                )
+        assert self.file is not None
+        told = {name: value for name, value in self.arguments.items() if name not in (*_VMM_ONLY, "timeout")}
+        return attach.open_dump(attach.DumpOptions(self.file, self.file_format, **told), warn=warn)
 
     def _count(self, guest: Guest) -> None:
         with suppress(SevKvmError):  # a VMM that is gone: the first error is the one to tell
@@ -103,6 +127,15 @@ _OPTIONS = (
         metavar="N",
         help="The VM's descriptor there; without --pid, one this process inherited, or the only VM's here.",
     ),
+    _guest_option(
+        "--file", metavar="DUMP", type=click.Path(), help="A dump of a guest, instead of a running one."
+    ),
+    _guest_option(
+        "--file-format",
+        "opened_format",  # file_format is what `dump` writes
+        type=click.Choice(["elf", "lime", "raw"]),
+        help="Its format, instead of what its first bytes say.",
+    ),
     _guest_option("--qmp", metavar="SOCKET", type=click.Path(), help="The VMM's QMP monitor (UNIX socket)."),
     _guest_option("--libvirt", metavar="DOMAIN", help="Ask the monitor through virsh."),
     _guest_option(
@@ -110,7 +143,7 @@ _OPTIONS = (
         "slots",
         multiple=True,
         metavar="GPA:SIZE:HVA",
-        help="Guest RAM in the VMM's memory; repeatable.",
+        help="Guest RAM in the VMM's memory, or at offset HVA of a raw --file; repeatable.",
     ),
     _guest_option(
         "--cbit-pos", type=number(32, 51), metavar="N", help="The C-bit's position in page-table entries."
@@ -122,6 +155,7 @@ _OPTIONS = (
     _timeout(cls=SectionOption, section=_SECTION),
     _guest_option("--stats", "with_stats", is_flag=True, help="Tell on stderr what it cost."),
 )
+_VMM_ONLY = ("pid", "vm_fd", "qmp", "libvirt")
 _NAMES = ("pid", "vm_fd", "qmp", "libvirt", "slots", "cbit_pos", "cr3", "vcpu", "timeout")
 
 
@@ -131,7 +165,9 @@ def guest_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def wrapper(**settings: Any) -> Any:
         arguments = {name: settings.pop(name) for name in _NAMES}
-        session = GuestSession(arguments)
+        session = GuestSession(arguments, settings.pop("file"), settings.pop("opened_format"))
+        if session.file is None and session.file_format is not None:
+            raise click.UsageError("--file-format needs --file", click.get_current_context())
         if settings.pop("with_stats"):
             # also when the command fails: the counts then say how far it came
             tell = functools.partial(session.tell_stats, as_json=settings.get("as_json", False))

@@ -35,6 +35,8 @@ _SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs", "ldt", "tr")
     examples="""
     sevkvm regs --pid 4242
     sevkvm regs --pid 4242 --vcpu 1
+    # of a dump; what it does not tell is shown as ?
+    sevkvm regs --file guest.core
     # where each vCPU executes
     sevkvm regs --pid 4242 --json | jq -r '.[] | "\\(.index) \\(.rip)"'
     """,
@@ -79,8 +81,11 @@ def _lines(state: VcpuState, info: SevInfo) -> Iterator[str]:
     for name in ("gdt", "idt"):
         table = getattr(sregs, name)
         yield f"{name.upper()}=     {table.base:016x} {table.limit:08x}"
-    yield f"CR0={sregs.cr0:08x} CR2={sregs.cr2:016x} CR3={sregs.cr3:016x} CR4={sregs.cr4:08x} CR8={sregs.cr8:x}"
-    yield f"EFER={sregs.efer:016x} APIC={sregs.apic_base:016x}"
+    cr8 = "?" if "cr8" in state.unknown else f"{sregs.cr8:x}"
+    yield f"CR0={sregs.cr0:08x} CR2={sregs.cr2:016x} CR3={sregs.cr3:016x} CR4={sregs.cr4:08x} CR8={cr8}"
+    told = {name: f"{getattr(sregs, name):016x}" for name in ("efer", "apic_base")}
+    told |= {name: "?" * 16 for name in told if name in state.unknown}
+    yield f"EFER={told['efer']} APIC={told['apic_base']}"
     yield f"paging: {_paging(state, info)}"
 
 
@@ -138,6 +143,6 @@ def _as_json(state: VcpuState, info: SevInfo) -> dict[str, Any]:
         table = getattr(sregs, name)
         answer[name] = {"base": hexadecimal(table.base), "limit": hexadecimal(table.limit)}
     for name in ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base"):
-        answer[name] = hexadecimal(getattr(sregs, name))
+        answer[name] = None if name in state.unknown else hexadecimal(getattr(sregs, name))
     answer["paging"] = {"mode": _mode(state), "root_gpa": hexadecimal(_root(state, info))}
     return answer

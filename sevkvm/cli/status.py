@@ -35,6 +35,8 @@ _KINDS = {
     sevkvm status --pid 4242 --libvirt guest1
     # may its memory be read?
     sevkvm status --pid 4242 --json | jq .debug_allowed
+    # what a dump holds
+    sevkvm status --file guest.core
     """,
 )
 @guest_options
@@ -42,10 +44,16 @@ _KINDS = {
 def command(session: GuestSession, as_json: bool) -> None:
     """Show what protects a guest: type, policy in words, state, C-bit, memory slots, vCPUs.
 
-    Works for a guest whose policy forbids debugging too: nothing is decrypted.
+    Works for a guest whose policy forbids debugging too: nothing is decrypted. Of a --file it shows the format, which
+    memory it holds and which it lacks, vCPUs, C-bit.
     """
     with session.open(need_debug=False) as guest:
-        pass  # all that is asked for was learned by attaching
+        if guest.contents is not None:
+            from sevkvm.cli.status_file import show
+
+            show(guest, guest.contents, as_json=as_json)
+            return
+        # all that is asked for was learned by attaching
     if as_json:
         print_json(_as_json(guest))
         return

@@ -33,6 +33,8 @@ def details(answer: Translation, form: PagingForm, slots: SlotMap) -> Iterator[s
     if slot is None:
         yield _NO_RAM
         return
+    if not slots.in_vmm:
+        return
     kind = "read-only slot" if slot.readonly else "RAM slot"
     name = f" {slot.name}" if slot.name else ""
     hva = slot.hva + answer.gpa - slot.gpa
@@ -90,7 +92,7 @@ def whereabouts(answer: Translation, form: PagingForm, slots: SlotMap) -> dict[s
         else {
             "gpa": hexadecimal(slot.gpa),
             "size": slot.nbytes,
-            "hva": hexadecimal(slot.hva),
+            "hva": hexadecimal(slots.hva(slot.gpa)),
             "name": slot.name,
             "readonly": slot.readonly,
         },
