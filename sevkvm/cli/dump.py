@@ -38,11 +38,19 @@ if TYPE_CHECKING:
 @click.option(
     "--format",
     "file_format",
-    type=click.Choice(["raw", "elf", "lime", "padded"]),
+    type=click.Choice(["raw", "elf", "kdump", "lime", "padded"]),
     default="raw",
     show_default=True,
-    help="raw: a byte's offset is its address less START; sparse. elf: a core file. lime: ranges with headers. "
+    help="raw: a byte's offset is its address less START; sparse. elf: a core file. "
+    "kdump: compressed page by page, as makedumpfile's. lime: ranges with headers. "
     "padded: a byte's offset is its gpa, gaps are zeros on the disk too.",
+)
+@click.option(
+    "--compress",
+    type=click.Choice(["zlib", "zstd", "snappy", "lzo", "none"]),
+    default="zlib",
+    show_default=True,
+    help="How --format kdump compresses; all but zlib need more of the programs that read it.",
 )
 @click.option("--gpa", type=RANGE, metavar="START:END", help="Only these guest-physical addresses.")
 @click.option("--gva", type=RANGE, metavar="START:END", help="These guest-virtual addresses.")
@@ -59,6 +67,7 @@ def command(
     session: GuestSession,
     output: str,
     file_format: str,
+    compress: str,
     gpa: Range | None,
     gva: Range | None,
     live: bool,
@@ -83,8 +92,9 @@ def command(
         gpa=(gpa.start, gpa.end) if gpa else None,
         gva=(gva.start, gva.end) if gva else None,
         live=live,
+        compress=compress,
     )
-    check(options.format, target, virtual=gva is not None)
+    check(options, target)
     # The bar is made before the guest is stopped: importing and drawing it takes longer than a small dump.
     with (
         progress_bar("dumping") as progress,

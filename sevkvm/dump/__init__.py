@@ -1,7 +1,8 @@
 """Dump files: a pure layout, one writer a format, and a target that appears only when it is complete."""
 
-from sevkvm.dump.formats import check
-from sevkvm.dump.job import DumpOptions, DumpResult, dump_guest
+from sevkvm.dump.job import DumpResult, dump_guest
+from sevkvm.dump.kernel import KernelFacts, kernel_facts
+from sevkvm.dump.options import DumpOptions, check
 from sevkvm.dump.output import Target, prepare
 from sevkvm.dump.pieces import Hole, HoleReason
 from sevkvm.dump.plan import DumpFormat
@@ -12,8 +13,10 @@ __all__ = [
     "DumpResult",
     "Hole",
     "HoleReason",
+    "KernelFacts",
     "Target",
     "check",
     "dump_guest",
+    "kernel_facts",
     "prepare",
 ]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from sevkvm import errors
+from sevkvm.dump.codec import find_codec
 from sevkvm.dump.elf import ElfWriter
+from sevkvm.dump.kdump import KdumpWriter
 from sevkvm.dump.lime import LimeWriter
 from sevkvm.dump.notes import core_notes
 from sevkvm.dump.padded import PaddedWriter
@@ -15,13 +16,11 @@ from sevkvm.dump.raw import RawWriter
 
 if TYPE_CHECKING:
     from sevkvm.dump.intake import Intake
-    from sevkvm.dump.output import Target
+    from sevkvm.dump.kernel import KernelFacts
+    from sevkvm.dump.options import DumpOptions
     from sevkvm.dump.pieces import Hole, Piece
     from sevkvm.dump.sink import Sink
     from sevkvm.vcpu import VcpuState
-
-WITH_REGISTERS = frozenset({DumpFormat.ELF})
-PHYSICAL_ONLY = frozenset({DumpFormat.LIME, DumpFormat.PADDED})
 
 
 class Writer(Protocol):
@@ -40,27 +39,22 @@ class Writer(Protocol):
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file shall hold: pieces and holes of ``[start, end)``, and the registers that are known."""
+    """What a file shall hold: pieces and holes of ``[start, end)``, registers and kernel as far as they are known."""
 
     pieces: list[Piece]
     holes: list[Hole]
     start: int
     end: int
     states: list[VcpuState]
+    kernel: KernelFacts
 
 
-def check(file_format: DumpFormat, target: Target, *, virtual: bool) -> None:
-    """UsageError if the format cannot hold that, or not go there; before anybody is attached to."""
-    if virtual and file_format in PHYSICAL_ONLY:
-        raise errors.UsageError(
-            f"--format {file_format.value} is of guest-physical addresses",
-            help="a dump of virtual addresses is --format raw or elf",
-        )
-
-
-def make_writer(file_format: DumpFormat, contents: Contents) -> Writer:
-    """The writer of that format."""
-    pieces, holes = contents.pieces, contents.holes
+def make_writer(options: DumpOptions, contents: Contents) -> Writer:
+    """The writer of the format that the options name."""
+    file_format, pieces, holes = options.format, contents.pieces, contents.holes
+    if file_format is DumpFormat.KDUMP:
+        states, codec = contents.states, find_codec(options.compress)
+        return KdumpWriter(pieces, holes, core_notes(states), len(states), contents.kernel, codec)
     if file_format is DumpFormat.ELF:
         return ElfWriter(pieces, holes, core_notes(contents.states))
     if file_format is DumpFormat.LIME:

@@ -33,6 +33,10 @@ class Intake(Protocol):
         """Bytes that cannot be had."""
         ...
 
+    def close(self) -> None:
+        """Let go of everything; nothing is written any more. Always called, after a failure too."""
+        ...
+
 
 class Straight:
     """Every byte at its offset of the layout; zero and lost bytes are holes of a file, zeros in a pipe."""
@@ -57,3 +61,6 @@ class Straight:
     def lose(self, nbytes: int) -> None:
         """As if they were zero: that they are not is told beside the file."""
         self._sink.skip(nbytes)
+
+    def close(self) -> None:
+        """It holds nothing."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sevkvm import errors
 from sevkvm.dump.copy import Copier, Progress
-from sevkvm.dump.formats import WITH_REGISTERS, Contents, check, make_writer
+from sevkvm.dump.formats import Contents, make_writer
+from sevkvm.dump.kernel import KernelFacts
+from sevkvm.dump.options import WITH_REGISTERS, DumpOptions, check
 from sevkvm.dump.pieces import Hole, HoleReason, Piece, physical_pieces, virtual_pieces, whole_ram
 from sevkvm.dump.plan import DumpFormat, Placed, merge_placed
 from sevkvm.dump.virtual import mappings
@@ -17,19 +19,6 @@ if TYPE_CHECKING:
     from sevkvm.dump.output import Target
     from sevkvm.dump.reader import DumpSource, PageMap
     from sevkvm.vcpu import VcpuState
-
-
-@dataclass(frozen=True)
-class DumpOptions:
-    """What to dump. ``gpa`` or ``gva`` is a half-open range; neither means all guest memory.
-
-    live: let the vCPUs run meanwhile; the file then shows no single moment.
-    """
-
-    format: DumpFormat = DumpFormat.RAW
-    gpa: tuple[int, int] | None = None
-    gva: tuple[int, int] | None = None
-    live: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,22 +49,23 @@ def dump_guest(
     page_map: PageMap,
     target: Target,
     progress: Progress | None = None,
+    kernel: KernelFacts | None = None,
 ) -> DumpResult:
-    """Dump guest memory into ``target``.
+    """Dump guest memory into ``target``. ``kernel``: what the guest's kernel says of itself, where that is known.
 
     Unreadable pages become holes of the result; UsageError, before the target is opened, when the range holds no
     guest memory. Whatever else is raised (firmware refusal, VMM gone, disk full) leaves no file behind.
     """
-    check(options.format, target, virtual=options.gva is not None)
+    check(options, target)
     with nullcontext() if options.live else guest.held():
         start, end, pieces, holes = _select(guest, options)
         states, registers_missing = _registers(guest, options.format)
-        writer = make_writer(options.format, Contents(pieces, holes, start, end, states))
+        writer = make_writer(options, Contents(pieces, holes, start, end, states, kernel or KernelFacts()))
         with target.open(writer.layout.nbytes) as sink:
-            intake = writer.begin(sink)
-            copier = Copier(guest.memory, page_map, intake, progress)
-            copier.copy(writer.layout)
-            lost = writer.finish(sink, copier.holes)
+            with closing(writer.begin(sink)) as intake:
+                copier = Copier(guest.memory, page_map, intake, progress)
+                copier.copy(writer.layout)
+                lost = writer.finish(sink, copier.holes)
             file_nbytes = sink.offset
     return DumpResult(
         options.format,

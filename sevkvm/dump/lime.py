@@ -35,7 +35,7 @@ class LimeWriter:
     def finish(self, sink: Sink, lost: list[Hole]) -> list[Hole]:
         """Close the last range; the layout becomes that of the file as it is."""
         assert self._intake is not None, "begin() comes first"
-        self._intake.close()
+        self._intake.end()
         if not sink.seekable:
             return [replace(hole, zero_filled=True) for hole in lost]
         self.layout = Layout(tuple(self._intake.written), self.layout.holes, sink.offset)
@@ -59,7 +59,7 @@ class LimeIntake:
         """Begin a range, unless the piece continues the one before."""
         self._at = placed.piece.gpa
         if self._at in self._planned:
-            self.close()
+            self.end()
             self._range = self._planned[self._at]
 
     def write(self, data: memoryview) -> None:
@@ -79,10 +79,13 @@ class LimeIntake:
         if not self._sink.seekable:
             self.zeros(nbytes)
             return
-        self.close()
+        self.end()
         self._at += nbytes
 
     def close(self) -> None:
+        """It holds nothing."""
+
+    def end(self) -> None:
         """End the open range, if any, where its bytes end."""
         if self._offset is None:
             return

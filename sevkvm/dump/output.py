@@ -23,6 +23,8 @@ _TEMPORARY_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_C
 class Target(Protocol):
     """A place for a dump that passed its checks; nothing exists there before ``open``."""
 
+    seekable: bool
+
     def open(self, nbytes: int) -> AbstractContextManager[Sink]:
         """A sink for at most ``nbytes``; leaving it by an exception leaves nothing under the final name."""
         ...
@@ -66,6 +68,8 @@ def check_space(directory: Path, nbytes: int) -> None:
 
 class FileTarget:
     """A regular file: written under a temporary name beside it, mode 0600, renamed when it is complete."""
+
+    seekable = True
 
     def __init__(self, path: Path, *, force: bool) -> None:
         self.path = path
@@ -112,6 +116,8 @@ class FileTarget:
 class StreamTarget:
     """A descriptor that others own, stdout for one; it is not closed."""
 
+    seekable = False
+
     def __init__(self, fd: int, name: str) -> None:
         self._fd = fd
         self._name = name
@@ -124,6 +130,8 @@ class StreamTarget:
 
 class SpecialFileTarget:
     """A named pipe or a character device: written in place."""
+
+    seekable = False
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -56,3 +56,6 @@ class Padding:
     def lose(self, nbytes: int) -> None:
         """As if they were zero."""
         self.zeros(nbytes)
+
+    def close(self) -> None:
+        """It holds nothing."""

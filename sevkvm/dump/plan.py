@@ -18,6 +18,7 @@ class DumpFormat(str, Enum):
 
     RAW = "raw"
     ELF = "elf"
+    KDUMP = "kdump"
     LIME = "lime"
     PADDED = "padded"
 
