@@ -89,7 +89,9 @@ def facts(summary: Summary) -> Iterator[tuple[str, str]]:
     tables = _tables(summary)
     total = sum(count for _, count in tables)
     levels = ", ".join(f"{count} {_TABLE_NAMES[level]}" for level, count in tables)
-    yield "tables", f"{total} ({size(total * PAGE_NBYTES)}){': ' * bool(levels)}{levels}"
+    # one page may be a table of several levels
+    nbytes = size(summary.report.tables * PAGE_NBYTES if summary.report else 0)
+    yield "tables", f"{total} ({nbytes}){': ' * bool(levels)}{levels}"
     yield "pages", ", ".join(f"{count} of {size(page)}" for page, count in sorted(sums.pages.items())) or "0"
     yield "mapped", f"{size(sums.mapped)}: {_split(sums.user, 'user', sums.mapped, 'kernel')}"
     if encrypted:

@@ -50,17 +50,16 @@ def _why(answer: Translation, form: PagingForm, slots: SlotMap) -> str:
     if not answer.steps:
         return f"the top table, at gpa 0x{form.root_gpa:x}, cannot be read: {_missing(form.root_gpa, slots)}"
     step = answer.steps[-1]
-    where = f"in the table at gpa 0x{step.table_gpa:x}, "
+    entry = f"the entry, in the table at gpa 0x{step.table_gpa:x},"
     if answer.fault == NOT_PRESENT:
-        rest = "and so is all of it" if not step.entry else "the rest of it is the guest's own note"
-        return f"{where}the entry's Present bit (0) is clear, {rest}"
+        if not step.entry:
+            return f"{entry} is empty"
+        return f"{entry} has its Present bit (0) clear; the other bits are the guest's own"
     if answer.fault == RESERVED_BIT:
         bits = _bits(reserved_bits(form, step.level, step.entry))
-        return f"{where}the entry has reserved bits set ({bits}): the processor faults on it"
+        return f"{entry} has reserved bits set ({bits}): the processor faults on it"
     table = leads_to(form, step.level, step.entry)
-    return (
-        f"{where}the entry leads to a table at gpa 0x{table:x} that cannot be read: {_missing(table, slots)}"
-    )
+    return f"{entry} leads to a table at gpa 0x{table:x} that cannot be read: {_missing(table, slots)}"
 
 
 def _missing(gpa: int, slots: SlotMap) -> str:

@@ -157,12 +157,10 @@ def test_a_page_that_is_no_ram(tables):
 def test_an_entry_that_is_not_present(tables):
     tables.map(0x5000, 0x104000)
     table, _ = tables.slot(0x6000, 1)
-    assert story(tables, 0x6000)[0] == (
-        f"in the table at gpa 0x{table:x}, the entry's Present bit (0) is clear, and so is all of it"
-    )
+    assert story(tables, 0x6000)[0] == f"the entry, in the table at gpa 0x{table:x}, is empty"
     tables.set_entry(0x6000, 1, 0xABC0)
     line, facts = story(tables, 0x6000)
-    assert line.endswith("the rest of it is the guest's own note")
+    assert line.endswith("has its Present bit (0) clear; the other bits are the guest's own")
     assert facts["table_gpa"] == hex(table)
     assert facts["reserved_bits"] is None
 
