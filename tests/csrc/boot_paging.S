@@ -2,6 +2,8 @@
  * A boot program that turns on one kind of paging by itself, as a small kernel would, uses it and stops.
  * Flat binary for 0x7c00; the processor enters in real mode. One of PAGING_32, PAGING_PSE, PAGING_PAE,
  * PAGING_4LEVEL says which kind. The second doubleword is where it stops, the third what it put into CR3.
+ * Started again at the fourth, it reads a byte at RAX and stops at the fifth, or at the sixth if that was a page
+ * fault, with its error code on the stack.
  */
 #define P 1
 #define RW 2
@@ -14,6 +16,7 @@
 #define PDPT 0x13000
 #define PML4 0x14000
 #define PDPTE_TABLE (PDPT + 0x20) /* PAE wants 32-byte alignment only */
+#define STACK 0x7000
 #define TABLES PT
 #define TABLES_NBYTES 0x4000
 
@@ -39,6 +42,9 @@ _start:
 	.align 4
 	.long stopped
 	.long ROOT
+	.long probe
+	.long probed
+	.long fault
 	.align 8
 gdt:
 	.quad 0
@@ -48,6 +54,18 @@ gdt:
 gdt_pointer:
 	.word . - gdt - 1
 	.long gdt
+	.align 16
+idt:
+#if defined(PAGING_4LEVEL)
+	.fill 14 * 16, 1, 0
+	.word fault, 0x18, 0x8e00, 0, 0, 0, 0, 0
+#else
+	.fill 14 * 8, 1, 0
+	.word fault, 0x08, 0x8e00, 0
+#endif
+idt_pointer:
+	.word . - idt - 1
+	.long idt, 0
 
 real:
 	cli
@@ -65,6 +83,8 @@ protected:
 	movw %ax, %ds
 	movw %ax, %es
 	movw %ax, %ss
+	movl $STACK, %esp
+	lidt idt_pointer
 	cld
 	movl $TABLES, %edi
 	movl $(TABLES_NBYTES / 4), %ecx
@@ -141,3 +161,16 @@ long_mode:
 stopped:
 	hlt
 	jmp stopped
+
+probe:
+#if defined(PAGING_4LEVEL)
+	movb (%rax), %cl
+#else
+	movb (%eax), %cl
+#endif
+probed:
+	hlt
+	jmp probed
+fault:
+	hlt
+	jmp fault

@@ -13,7 +13,7 @@ from sevkvm.abi.x86 import PTE_A
 from sevkvm.paging.form import PagingForm, PagingMode
 from sevkvm.paging.listing import Listing
 from sevkvm.paging.walk import translate
-from tests.support.bootprogram import run_boot_program
+from tests.support.bootprogram import BootProgram
 from tests.support.emulated import Emulated, Mode, emulated
 from tests.support.monitorreader import MonitorReader
 from tests.support.ours import form_of, our_mem, our_tlb
@@ -61,7 +61,7 @@ def test_the_firmwares_protected_mode(machine: Emulated) -> None:
     ("paging", "mode"), [("32", "32"), ("PSE", "pse"), ("PAE", "pae"), ("4LEVEL", "4level")]
 )
 def test_a_boot_programs_own_tables(machine: Emulated, tmp_path: Path, paging: str, mode: Mode) -> None:
-    form = form_of(mode, run_boot_program(machine, paging, tmp_path))
+    form = form_of(mode, BootProgram(machine, paging, tmp_path).cr3)
     if mode == "pae":
         take_accessed_off(machine, form.root_gpa)
     assert our_tlb(machine.reader(), form) == machine.info_tlb()

@@ -1,6 +1,6 @@
 """A small boot program that sets up paging by itself: tests/csrc/boot_paging.S, run until it stops.
 
-run_boot_program(machine, "PAE", tmp_path)
+BootProgram(machine, "PAE", tmp_path)
 machine.info_tlb()
 """
 
@@ -18,7 +18,8 @@ from tests.support.emulated import Emulated
 
 LOAD_GPA = 0x7C00
 _LAYOUT = ("-Wl,-Ttext=0x7c00", "-Wl,--oformat=binary", "-Wl,--build-id=none")
-_HEADER = struct.Struct("<4xII")  # where it stops, what it put into CR3
+STACK_GPA = 0x7000
+_HEADER = struct.Struct("<4x5I")  # where it stops, what it put into CR3, and what probe() needs
 
 
 def assemble(paging: str, directory: Path) -> bytes:
@@ -32,15 +33,35 @@ def assemble(paging: str, directory: Path) -> bytes:
     return program.read_bytes()
 
 
-def run_boot_program(machine: Emulated, paging: str, directory: Path) -> int:
-    """Start the processor of a machine at reset on it; returns CR3 when it has stopped. TimeoutError if it does not."""
-    code = assemble(paging, directory)
-    stop_gva, cr3 = map(int, _HEADER.unpack_from(code))
-    machine.ram[LOAD_GPA : LOAD_GPA + len(code)] = code
-    stub = machine.stub
-    stub.set("cs", 0)
-    stub.set("rip", LOAD_GPA)
-    assert stub.request(f"Z0,{stop_gva:x},1") == "OK"
-    assert stub.request("c").startswith("T05")
-    assert (stub.get("rip"), stub.get("cr3")) == (stop_gva, cr3)
-    return cr3
+class BootProgram:
+    """The program, run until its tables are in use. TimeoutError if it does not come that far."""
+
+    def __init__(self, machine: Emulated, paging: str, directory: Path) -> None:
+        code = assemble(paging, directory)
+        stop_gva, self.cr3, self._probe_gva, self._probed_gva, self._fault_gva = _HEADER.unpack_from(code)
+        machine.ram[LOAD_GPA : LOAD_GPA + len(code)] = code
+        self._machine = machine
+        machine.stub.set("cs", 0)
+        for gva in (stop_gva, self._probed_gva, self._fault_gva):
+            assert machine.stub.request(f"Z0,{gva:x},1") == "OK"
+        assert self._run(LOAD_GPA) == stop_gva
+        assert machine.stub.get("cr3") == self.cr3
+
+    def probe(self, gva: int) -> int | None:
+        """Let the processor read a byte; the error code of its page fault, or None if there was none."""
+        stub = self._machine.stub
+        stub.set("cr3", self.cr3)  # forgets what it knows of the tables
+        stub.set("rax", gva)
+        stub.set("rsp", STACK_GPA)
+        if self._run(self._probe_gva) == self._probed_gva:
+            return None
+        assert stub.get("rip") == self._fault_gva
+        rsp = stub.get("rsp")
+        return int.from_bytes(self._machine.ram[rsp : rsp + 4], "little")
+
+    def _run(self, gva: int) -> int:
+        """Run from here to the next of the places where it stops."""
+        stub = self._machine.stub
+        stub.set("rip", gva)
+        assert stub.request("c").startswith("T05")
+        return stub.get("rip")
