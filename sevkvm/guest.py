@@ -13,7 +13,7 @@ from sevkvm.linux.finder import KernelFinder
 from sevkvm.memory.policy import SevInfo, SevKind
 from sevkvm.paging.form import PagingForm, PagingMode
 from sevkvm.paging.walk import Walker
-from sevkvm.vcpu import VcpuState, paging_levels, root_gpa
+from sevkvm.vcpu import VcpuState, paging_mode, root_gpa
 
 if TYPE_CHECKING:
     from sevkvm.abi.kvm import Regs, Sregs
@@ -66,7 +66,8 @@ class Vcpu(Protocol):
 class GuestParts(NamedTuple):
     """What ``attach`` wires together. ``pid`` and ``vm_fd`` are None for a guest that is a dump: ``contents``.
 
-    ``no_registers``: why registers cannot be known, or None. ``cr3`` and ``vcpu`` are the user's choices.
+    ``no_registers``: why registers cannot be known, or None. ``cr3``, ``vcpu`` and ``paging`` are the user's
+    choices.
     """
 
     pid: int | None
@@ -83,6 +84,7 @@ class GuestParts(NamedTuple):
     cr3: int | None = None
     vcpu: int | None = None
     contents: DumpContents | None = None
+    paging: PagingMode | None = None
 
 
 class Guest:
@@ -140,7 +142,7 @@ class Guest:
         if self._parts.no_registers is not None:
             raise errors.RegistersUnavailable(
                 self._parts.no_registers,
-                help="name the root of the page tables with --cr3 to use virtual addresses",
+                help="name the root of the page tables with --cr3 (and --paging) to use virtual addresses",
             )
         if self._depth and self._states is not None:
             return self._states
@@ -155,36 +157,43 @@ class Guest:
     # ---- virtual addresses
 
     def paging(self, vcpu: int | None = None) -> PagingForm:
-        """How this vCPU's (default: the user's choice, else the first) tables are read; ``--cr3`` overrides.
+        """How this vCPU's (default: the user's choice, else the first) tables are read.
 
-        Raises RegistersUnavailable, or PlatformUnsupported when an encrypted guest's C-bit is unknown.
+        ``--paging`` and ``--cr3`` override what the vCPU says. Raises RegistersUnavailable, PlatformUnsupported
+        when an encrypted guest's C-bit is unknown, or UsageError for a ``--cr3`` that the mode cannot have.
         """
         cbit_pos = self._cbit_pos()
-        cr3 = self._parts.cr3
+        mode, cr3 = self._parts.paging, self._parts.cr3
+        if mode is PagingMode.OFF:
+            return PagingForm(mode, 0, cbit_pos)
         if self._parts.no_registers is not None and cr3 is not None:
-            self._parts.warn("registers are unknown: reading --cr3 as the root of 4-level tables")
-            return PagingForm(PagingMode.LEVEL4, root_gpa(cr3, cbit_pos), cbit_pos)
-        state = self._state(self._parts.vcpu if vcpu is None else vcpu)
-        if cr3 is not None:
-            # the user names a long-mode table; only LA57 tells how deep it is
-            levels = 5 if paging_levels_or_zero(state) == 5 else 4
-            return PagingForm(PagingMode(levels), root_gpa(cr3, cbit_pos), cbit_pos)
-        return PagingForm(
-            PagingMode(paging_levels(state.sregs)),
-            root_gpa(state.sregs.cr3, cbit_pos),
-            cbit_pos,
-            state.nx_enabled,
-        )
+            if mode is None:
+                self._parts.warn("registers are unknown: reading --cr3 as the root of 4-level tables")
+                mode = PagingMode.LEVEL4
+            return PagingForm(mode, _named_root(cr3, mode, cbit_pos), cbit_pos)
+        return self._form(self._state(self._parts.vcpu if vcpu is None else vcpu), cbit_pos)
 
     def forms(self) -> list[PagingForm]:
-        """The distinct paging forms of all vCPUs that use long-mode paging (or the one of ``--cr3``)."""
-        if self._parts.cr3 is not None:
-            return [self.paging()]
-        forms: dict[PagingForm, None] = {}
-        for index in self.vcpu_indexes:
-            if paging_levels_or_zero(self._state(index)):
-                forms[self.paging(index)] = None
-        return list(forms)
+        """The distinct paging forms of all vCPUs that use page tables (or the one of ``--cr3``)."""
+        if self._parts.cr3 is not None or self._parts.paging is PagingMode.OFF:
+            forms = [self.paging()]
+        else:
+            cbit_pos = self._cbit_pos()
+            forms = [self._form(state, cbit_pos) for state in self.registers()]
+        return [form for form in dict.fromkeys(forms) if form.levels]
+
+    def _form(self, state: VcpuState, cbit_pos: int | None) -> PagingForm:
+        """What a vCPU says, less what the user says otherwise."""
+        own, cr3 = paging_mode(state.sregs), self._parts.cr3
+        mode = own if self._parts.paging is None else self._parts.paging
+        if cr3 is None:
+            root = root_gpa(state.sregs.cr3, mode, cbit_pos)
+        else:
+            # tables were named: a vCPU that uses none does not tell which
+            mode = mode or PagingMode.LEVEL4
+            root = _named_root(cr3, mode, cbit_pos)
+        # a vCPU whose own tables have no NX does not tell whether others have it
+        return PagingForm(mode, root, cbit_pos, state.nx_enabled or own < PagingMode.PAE)
 
     def translate(self, gva: int, form: PagingForm | None = None) -> Translation:
         """Walk the guest's tables for one address; a miss is an answer."""
@@ -273,9 +282,11 @@ def _not_present(gva: int, miss: Translation) -> errors.PageNotPresent:
     )
 
 
-def paging_levels_or_zero(state: VcpuState) -> int:
-    """4 or 5 in long mode, 0 in any other mode."""
-    try:
-        return paging_levels(state.sregs)
-    except errors.SevKvmError:
-        return 0
+def _named_root(cr3: int, mode: PagingMode, cbit_pos: int | None) -> int:
+    """``--cr3`` as the root of tables of this mode."""
+    if not mode.long and root_gpa(cr3, PagingMode.LEVEL4, cbit_pos) > mode.root_mask:
+        raise errors.UsageError(
+            f"--cr3 0x{cr3:x} is above 4 GiB, where {mode.option_name} paging cannot have its tables",
+            help="name another paging mode with --paging",
+        )
+    return root_gpa(cr3, mode, cbit_pos)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from sevkvm import errors
 from sevkvm.abi import sev, x86
+from sevkvm.paging.mode import PagingMode
 
 if TYPE_CHECKING:
     from sevkvm.abi.kvm import CpuidEntry, Regs, Sregs
@@ -27,31 +27,31 @@ class VcpuState(NamedTuple):
 
     @property
     def nx_enabled(self) -> bool:
-        """EFER.NXE: bit 63 of an entry means no-execute."""
-        return bool(self.sregs.efer & x86.EFER_NXE)
+        """EFER.NXE: bit 63 of an entry means no-execute (32-bit entries have none). Taken to be set where untold."""
+        return "efer" in self.unknown or bool(self.sregs.efer & x86.EFER_NXE)
 
 
-def root_gpa(cr3: int, cbit_pos: int | None) -> int:
-    """The top table's gpa: CR3 without PCID or cache bits (11:0), bits 63:52 and the C-bit."""
-    cbit_mask = 0 if cbit_pos is None else 1 << cbit_pos
-    return cr3 & x86.CR3_ADDRESS_MASK & ~cbit_mask
+def paging_mode(sregs: Sregs) -> PagingMode:
+    """How the vCPU translates now.
 
-
-def paging_levels(sregs: Sregs) -> int:
-    """4 or 5 in long mode, 0 with paging off.
-
-    Raises SevKvmError for the 32-bit modes (legacy and PAE), which the walker does not read yet.
-    Source: AMD64 APM volume 2, section 5.1 (CR0.PG, EFER.LMA, CR4.LA57).
+    Source: AMD64 APM volume 2, section 5.1 (CR0.PG, EFER.LMA, CR4.LA57, CR4.PAE, CR4.PSE).
     """
     if not sregs.cr0 & x86.CR0_PG:
-        return 0
-    if not sregs.efer & x86.EFER_LMA:
-        mode = "PAE" if sregs.cr4 & x86.CR4_PAE else "32-bit"
-        raise errors.SevKvmError(
-            f"the vCPU uses {mode} paging, which is not read yet",
-            help="read guest-physical memory with `sevkvm xp`, or name a 64-bit table with --cr3",
-        )
-    return 5 if sregs.cr4 & x86.CR4_LA57 else 4
+        return PagingMode.OFF
+    if sregs.efer & x86.EFER_LMA:
+        return PagingMode.LEVEL5 if sregs.cr4 & x86.CR4_LA57 else PagingMode.LEVEL4
+    if sregs.cr4 & x86.CR4_PAE:
+        return PagingMode.PAE
+    return PagingMode.PSE if sregs.cr4 & x86.CR4_PSE else PagingMode.LEGACY
+
+
+def root_gpa(cr3: int, mode: PagingMode, cbit_pos: int | None) -> int:
+    """The top table's gpa: CR3 without PCID or cache bits, what the mode does not look at, and the C-bit.
+
+    0 with paging off.
+    """
+    cbit_mask = 0 if cbit_pos is None else 1 << cbit_pos
+    return cr3 & mode.root_mask & ~cbit_mask
 
 
 def cbit_from_cpuid(entries: Iterable[CpuidEntry]) -> int | None:

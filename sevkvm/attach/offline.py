@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sevkvm.abi.kvm import Regs, Sregs
     from sevkvm.attach.options import Warn
     from sevkvm.dumpfile import DumpContents
+    from sevkvm.paging.mode import PagingMode
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class DumpOptions:
     cbit_pos: int | None = None
     cr3: int | None = None
     vcpu: int | None = None
+    paging: PagingMode | None = None
 
 
 class FileVcpu:
@@ -91,6 +93,7 @@ def open_dump(options: DumpOptions, *, warn: Warn = lambda text: None) -> Iterat
                 no_registers=_why_no_registers(contents),
                 cr3=options.cr3,
                 vcpu=options.vcpu,
+                paging=options.paging,
                 contents=contents,
             )
         )

@@ -63,6 +63,7 @@ def open_guest(
                 no_registers=_why_no_registers(info, vm_info),
                 cr3=options.cr3,
                 vcpu=options.vcpu,
+                paging=options.paging,
             )
         )
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sevkvm.paging.mode import PagingMode
 
 Warn = Callable[[str], None]
 
@@ -12,6 +16,7 @@ Warn = Callable[[str], None]
 class AttachOptions:
     """Which guest, and what the user knows about it. Addresses are ints; ``slots`` are ``GPA:SIZE:HVA``.
 
+    ``paging`` overrides the mode that a vCPU says.
     ``timeout`` (seconds) bounds each single wait for the VMM or its monitor.
     """
 
@@ -23,4 +28,5 @@ class AttachOptions:
     cbit_pos: int | None = None
     cr3: int | None = None
     vcpu: int | None = None
+    paging: PagingMode | None = None
     timeout: float = 5.0

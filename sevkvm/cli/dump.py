@@ -131,7 +131,7 @@ def _page_map(guest: Guest, *, scan: bool) -> PageMap:
         forms = []
     else:
         if not forms:
-            warn("no vCPU uses 64-bit page tables; all memory is taken as private")
+            warn("no vCPU uses page tables; all memory is taken as private")
     if not forms:
         return uniform(guest.slots, PageKind.UNMAPPED)
     return classify(guest.memory, forms, guest.slots)

@@ -22,6 +22,7 @@ LISTS: dict[str, list[tuple[str, str]]] = {
         ("--slot GPA:SIZE:HVA", "say the memory layout yourself; may be repeated"),
         ("--cbit-pos N", "position of the C-bit in page-table entries, if nobody can tell"),
         ("--cr3 ADDR, --vcpu N", "whose page tables to walk"),
+        ("--paging MODE", "how to read them: none, 32, pse, pae, 4level, 5level"),
         ("--timeout SECONDS", "how long to wait for the VMM or its monitor"),
         ("--json, --stats", "results for programs; what it cost"),
     ],

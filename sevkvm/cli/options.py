@@ -14,6 +14,7 @@ from sevkvm.cli.run import say, warn
 from sevkvm.cli.signals import Deferral
 from sevkvm.cli.values import ADDRESS, SECONDS, number
 from sevkvm.errors import SevKvmError
+from sevkvm.paging.mode import OPTION_NAMES, PagingMode
 
 if TYPE_CHECKING:
     from sevkvm.guest import Guest
@@ -113,6 +114,10 @@ def complete_pid(ctx: click.Context, param: click.Parameter, incomplete: str) ->
     return [pid for pid in vmm_pids() if pid.startswith(incomplete)]
 
 
+def _paging_mode(ctx: click.Context, param: click.Parameter, name: str | None) -> PagingMode | None:
+    return None if name is None else PagingMode(OPTION_NAMES.index(name))
+
+
 _OPTIONS = (
     _guest_option(
         "--pid",
@@ -151,12 +156,18 @@ _OPTIONS = (
     _guest_option(
         "--cr3", type=ADDRESS, metavar="ADDR", help="Root of the page tables, instead of a vCPU's CR3."
     ),
+    _guest_option(
+        "--paging",
+        type=click.Choice(OPTION_NAMES),
+        callback=_paging_mode,
+        help="How the page tables are read, whatever the vCPU says.",
+    ),
     _guest_option("--vcpu", type=number(0, _MOST_VCPU), metavar="N", help="Use this vCPU's registers."),
     _timeout(cls=SectionOption, section=_SECTION),
     _guest_option("--stats", "with_stats", is_flag=True, help="Tell on stderr what it cost."),
 )
 _VMM_ONLY = ("pid", "vm_fd", "qmp", "libvirt")
-_NAMES = ("pid", "vm_fd", "qmp", "libvirt", "slots", "cbit_pos", "cr3", "vcpu", "timeout")
+_NAMES = ("pid", "vm_fd", "qmp", "libvirt", "slots", "cbit_pos", "cr3", "paging", "vcpu", "timeout")
 
 
 def guest_options(function: Callable[..., Any]) -> Callable[..., Any]:

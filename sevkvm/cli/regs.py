@@ -12,7 +12,8 @@ from sevkvm.cli.command import command as sevkvm_command
 from sevkvm.cli.options import GuestSession, guest_options, json_option
 from sevkvm.cli.render import hexadecimal, print_json
 from sevkvm.errors import UsageError
-from sevkvm.vcpu import root_gpa
+from sevkvm.paging.mode import PagingMode
+from sevkvm.vcpu import paging_mode, root_gpa
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,6 +29,14 @@ _GENERAL = (
     ("r12", "r13", "r14", "r15"),
 )
 _SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs", "ldt", "tr")
+_MODE_NAMES = {
+    PagingMode.OFF: "off",
+    PagingMode.LEGACY: "32-bit",
+    PagingMode.PSE: "32-bit",
+    PagingMode.PAE: "pae",
+    PagingMode.LEVEL4: "4-level",
+    PagingMode.LEVEL5: "5-level",
+}
 
 
 @sevkvm_command(
@@ -90,40 +99,30 @@ def _lines(state: VcpuState, info: SevInfo) -> Iterator[str]:
 
 
 def _paging(state: VcpuState, info: SevInfo) -> str:
-    mode, root = _mode(state), _root(state, info)
-    if mode == "off":
-        return mode
-    words = [mode]
+    mode, root = paging_mode(state.sregs), _root(state, info)
+    words = [_MODE_NAMES[mode]]
+    if mode is PagingMode.OFF:
+        return words[0]
+    if mode is PagingMode.PSE:
+        words.append("4 MiB pages")
     words.append(
         "tables' address unknown without the C-bit's position"
         if root is None
         else f"tables at gpa 0x{root:x}"
     )
-    if info.cbit_pos is not None and info.encrypted:
+    if info.cbit_pos is not None and info.encrypted and mode.long:
         words.append(f"C-bit {info.cbit_pos} {'set' if state.sregs.cr3 >> info.cbit_pos & 1 else 'clear'}")
     if state.sregs.cr4 & x86.CR4_PCIDE:
         words.append(f"PCID {state.sregs.cr3 & 0xFFF}")
     return ", ".join(words)
 
 
-def _mode(state: VcpuState) -> str:
-    """``off``, ``32-bit``, ``pae``, ``4-level`` or ``5-level`` (APM volume 2, section 5.1)."""
-    sregs = state.sregs
-    if not sregs.cr0 & x86.CR0_PG:
-        return "off"
-    if sregs.efer & x86.EFER_LMA:
-        return "5-level" if sregs.cr4 & x86.CR4_LA57 else "4-level"
-    return "pae" if sregs.cr4 & x86.CR4_PAE else "32-bit"
-
-
 def _root(state: VcpuState, info: SevInfo) -> int | None:
     """The top table's gpa; None with paging off, or where the C-bit's position is not known."""
-    mode = _mode(state)
-    if mode == "off" or (info.encrypted and info.cbit_pos is None):
+    mode = paging_mode(state.sregs)
+    if mode is PagingMode.OFF or (info.encrypted and info.cbit_pos is None):
         return None
-    root = root_gpa(state.sregs.cr3, info.cbit_pos if info.encrypted else None)
-    # PAE's table of four entries lies at any multiple of 32.
-    return root | state.sregs.cr3 & 0xFE0 if mode == "pae" else root
+    return root_gpa(state.sregs.cr3, mode, info.cbit_pos if info.encrypted else None)
 
 
 def _as_json(state: VcpuState, info: SevInfo) -> dict[str, Any]:
@@ -144,5 +143,10 @@ def _as_json(state: VcpuState, info: SevInfo) -> dict[str, Any]:
         answer[name] = {"base": hexadecimal(table.base), "limit": hexadecimal(table.limit)}
     for name in ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base"):
         answer[name] = None if name in state.unknown else hexadecimal(getattr(sregs, name))
-    answer["paging"] = {"mode": _mode(state), "root_gpa": hexadecimal(_root(state, info))}
+    mode = paging_mode(sregs)
+    answer["paging"] = {
+        "mode": _MODE_NAMES[mode],
+        "pse": mode is PagingMode.PSE,
+        "root_gpa": hexadecimal(_root(state, info)),
+    }
     return answer

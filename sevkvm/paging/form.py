@@ -7,55 +7,16 @@ translation) and 15.34.5 (C-bit).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Final
 
 from sevkvm.abi import x86
+from sevkvm.paging.mode import PagingMode
+
+__all__ = ["PagingForm", "PagingMode"]
 
 MIN_CBIT: Final = 32
 MAX_CBIT: Final = 51
 _MIN_PHYS_BITS: Final = 32
-
-
-class PagingMode(IntEnum):
-    """``enum sk_paging_mode`` of csrc/sk_walk.h. LEGACY and PSE are 32-bit tables without and with 4 MiB pages."""
-
-    OFF = 0
-    LEGACY = 1
-    PSE = 2
-    PAE = 3
-    LEVEL4 = 4
-    LEVEL5 = 5
-
-    @property
-    def levels(self) -> int:
-        """How many levels of tables a walk goes through."""
-        return _LEVELS[self]
-
-    @property
-    def option_name(self) -> str:
-        """What ``--paging`` calls it."""
-        return OPTION_NAMES[self]
-
-    @property
-    def long(self) -> bool:
-        """Long mode: 64-bit addresses."""
-        return self >= PagingMode.LEVEL4
-
-    @property
-    def root_mask(self) -> int:
-        """The bits of CR3 that are the top table's gpa (or its C-bit). PAE's table of 4 entries is 32-byte aligned."""
-        return _ROOT_MASKS[self]
-
-    @property
-    def has_wide_entries(self) -> bool:
-        """Entries of 8 bytes: they have NX and the C-bit."""
-        return self >= PagingMode.PAE
-
-
-OPTION_NAMES: Final = ("none", "32", "pse", "pae", "4level", "5level")
-_LEVELS: Final = (0, 2, 2, 3, 4, 5)
-_ROOT_MASKS: Final = (0, 0xFFFF_F000, 0xFFFF_F000, 0xFFFF_FFE0, x86.CR3_ADDRESS_MASK, x86.CR3_ADDRESS_MASK)
 
 
 @dataclass(frozen=True)

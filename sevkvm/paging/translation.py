@@ -23,7 +23,8 @@ class WalkStep(NamedTuple):
 class Translation(NamedTuple):
     """Where a gva goes. ``gpa`` is None for a miss; then ``fault`` says why and the last step says where.
 
-    ``private``: the leaf's C-bit. ``writable``, ``user``: and-ed down the walk; ``nx``: or-ed. All False for a miss.
+    ``private``: the leaf's C-bit; always True for an encrypted guest without paging or with 32-bit tables, which have
+    none. ``writable``, ``user``: and-ed down the walk; ``nx``: or-ed. All False for a miss.
     ``fault``: ``not-present``, ``reserved-bit``, ``non-canonical`` (no steps) or ``table-unreadable`` (the last
     step is the entry that leads to the table, or there is none and it is the root).
     """

@@ -101,7 +101,11 @@ def test_regs_as_json(vmm, linux):
     assert vcpu["index"] == 0
     assert vcpu["rip"] == hex(linux.vcpus[0].regs.rip)
     assert vcpu["cr3"] == hex(linux.vcpus[0].sregs.cr3)
-    assert vcpu["paging"] == {"mode": "4-level", "root_gpa": hex(linux.vcpus[0].sregs.cr3 & ~0xFFF)}
+    assert vcpu["paging"] == {
+        "mode": "4-level",
+        "pse": False,
+        "root_gpa": hex(linux.vcpus[0].sregs.cr3 & ~0xFFF),
+    }
 
 
 @pytest.mark.parametrize("fmt", ["/4xg", "/16xb", "/7dw", "/9uh", "/5og", "/40cb", "/33xw", "/700xg"])

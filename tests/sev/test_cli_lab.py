@@ -124,7 +124,7 @@ def test_regs(lab):
         for name in ("rax", "r15", "rip", "rsp"):
             assert found[name] == hex(getattr(expected.regs, name))
         root = expected.sregs.cr3 & ~(1 << CBIT_POS | 0xFFF)
-        assert found["paging"] == {"mode": "4-level", "root_gpa": hex(root)}
+        assert found["paging"] == {"mode": "4-level", "pse": False, "root_gpa": hex(root)}
 
 
 def test_translate_every_mapping_and_every_miss(lab):

@@ -70,7 +70,7 @@ class FakeRam:
         lines: Iterable[str] = (),
     ) -> FakeKernel:
         """Four MiB of kernel data at data_gpa, mapped by 2 MiB pages, and all RAM below in the direct map."""
-        tables = Tables(levels=levels, cbit=self.cbit, next_gpa=data_gpa + top_offset)
+        tables = Tables(mode=levels, cbit=self.cbit, next_gpa=data_gpa + top_offset)
         for offset in range(0, 2 * MIB2, MIB2):
             tables.map(data_gva + offset, data_gpa + offset, MIB2, nx=True)
         for gpa in range(0, len(self.ram), MIB2):

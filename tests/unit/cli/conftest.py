@@ -139,6 +139,7 @@ def make_guest(
             no_registers=no_registers,
             cr3=getattr(options, "cr3", None),
             vcpu=getattr(options, "vcpu", None),
+            paging=getattr(options, "paging", None),
         )
     )
 
@@ -159,6 +160,7 @@ def attached(monkeypatch: pytest.MonkeyPatch) -> Attached:
         cbit_pos: int | None = None
         cr3: int | None = None
         vcpu: int | None = None
+        paging: Any = None
         timeout: float = 5.0
 
     @contextmanager

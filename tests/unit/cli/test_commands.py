@@ -6,7 +6,9 @@ import types
 import pytest
 
 from sevkvm import errors
+from sevkvm.abi import x86
 from sevkvm.memory.policy import SevKind
+from sevkvm.paging.mode import PagingMode
 from tests.unit.cli.conftest import (
     BASE,
     HIGH_GPA,
@@ -39,7 +41,7 @@ GUEST_COMMANDS = [
 @pytest.mark.parametrize("args", GUEST_COMMANDS, ids=lambda args: args[0])
 def test_the_guest_options_reach_attach(attached, run, args):
     options = "--pid 4242 --vm-fd 0x11 --qmp /run/q --libvirt dom --slot 0:4K:0x7000 --slot 1G:4K:0x9000"
-    options += " --cbit-pos 47 --cr3 0x10000 --vcpu 1 --timeout 2.5"
+    options += " --cbit-pos 47 --cr3 0x10000 --paging pae --vcpu 1 --timeout 2.5"
     attached.error = errors.AttachError("stop here")
     result = run(*args, *options.split())
     assert result.exit_code == 3
@@ -52,6 +54,7 @@ def test_the_guest_options_reach_attach(attached, run, args):
         "cbit_pos": 47,
         "cr3": 0x10000,
         "vcpu": 1,
+        "paging": PagingMode.PAE,
         "timeout": 2.5,
     }
 
@@ -67,6 +70,7 @@ def test_the_guest_options_reach_attach(attached, run, args):
         "--cbit-pos 52",
         "--cbit-pos 31",
         "--cr3 zz",
+        "--paging 3level",
         "--vcpu -1",
         "--timeout 0",
         "--timeout nan",
@@ -297,7 +301,7 @@ def test_regs_of_one_vcpu_as_json(attached, run):
         "flags": "0xa09b00",
         "unusable": False,
     }
-    assert vcpu["paging"] == {"mode": "4-level", "root_gpa": hex(TABLES_GPA)}
+    assert vcpu["paging"] == {"mode": "4-level", "pse": False, "root_gpa": hex(TABLES_GPA)}
     assert {"gdt", "idt", "tr", "ldt", "efer", "cr0", "cr2", "cr4", "cr8", "rflags"} <= vcpu.keys()
 
 
@@ -310,8 +314,26 @@ def test_regs_of_no_such_vcpu(attached, run):
 def test_regs_does_not_guess_the_root_without_the_c_bit(attached, run):
     attached.guest = make_guest(attached, cbit_pos=None)
     (vcpu, _) = json.loads(run("regs", "--json").stdout)
-    assert vcpu["paging"] == {"mode": "4-level", "root_gpa": None}
+    assert vcpu["paging"] == {"mode": "4-level", "pse": False, "root_gpa": None}
     assert "unknown without the C-bit" in run("regs").stdout
+
+
+@pytest.mark.parametrize(
+    ("cr4", "words", "root", "pse"),
+    [
+        (0, "32-bit, tables at gpa 0x123000", "0x123000", False),
+        (x86.CR4_PSE, "32-bit, 4 MiB pages, tables at gpa 0x123000", "0x123000", True),
+        (x86.CR4_PAE, "pae, tables at gpa 0x123fe0", "0x123fe0", False),
+    ],
+)
+def test_regs_without_long_mode(attached, run, monkeypatch, cr4, words, root, pse):
+    attached.guest = make_guest(attached)
+    state = attached.guest.registers()[0]
+    state = state._replace(sregs=state.sregs._replace(cr3=0x123FFF, cr4=cr4, efer=0))
+    monkeypatch.setattr(attached.guest, "registers", lambda: [state])
+    assert run("regs").stdout.splitlines()[-1] == f"paging: {words}"
+    (vcpu,) = json.loads(run("regs", "--json").stdout)
+    assert vcpu["paging"] == {"mode": words.split(",")[0], "pse": pse, "root_gpa": root}
 
 
 # ---- x and xp
