@@ -25,7 +25,7 @@ def tell(report: ListReport, standing: Standing) -> bool:
     lost = report.unreadable_count
     if lost:
         tables = "1 page table" if lost == 1 else f"{lost} page tables"
-        warn(f"{tables} could not be read: what they map is not listed")
+        warn(f"{tables} could not be read; what would be mapped there is not listed")
         for table in report.unreadable[:_EXAMPLES]:
             say(f"  level {table.level}, gpa 0x{table.gpa:x}, for gva 0x{table.gva:x}")
         if lost > _EXAMPLES:

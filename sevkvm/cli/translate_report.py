@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sevkvm.paging.translation import Translation
 
 _NO_RAM = "no RAM is there (MMIO or a hole)"
+_NOT_IN_DUMP = "the dump does not hold it"
 
 
 def entry_digits(form: PagingForm) -> int:
@@ -25,20 +26,18 @@ def entry_digits(form: PagingForm) -> int:
 
 
 def details(answer: Translation, form: PagingForm, slots: SlotMap) -> Iterator[str]:
-    """Lines that follow the answer's first."""
+    """Lines that follow the answer's first, if there is more to say."""
     if answer.gpa is None:
         yield _why(answer, form, slots)
         return
     slot = slots.find(answer.gpa)
     if slot is None:
-        yield _NO_RAM
-        return
-    if not slots.in_vmm:
-        return
-    kind = "read-only slot" if slot.readonly else "RAM slot"
-    name = f" {slot.name}" if slot.name else ""
-    hva = slot.hva + answer.gpa - slot.gpa
-    yield f"hva 0x{hva:x} in the VMM, {kind}{name} of gpa 0x{slot.gpa:x}:0x{slot.end:x}"
+        yield _NO_RAM if slots.in_vmm else _NOT_IN_DUMP
+    elif slots.in_vmm:
+        kind = "read-only slot" if slot.readonly else "RAM slot"
+        name = f" ({slot.name})" if slot.name else ""
+        hva = slot.hva + answer.gpa - slot.gpa
+        yield f"hva 0x{hva:x} in the VMM, {kind} 0x{slot.gpa:x}:0x{slot.end:x}{name}"
 
 
 def _why(answer: Translation, form: PagingForm, slots: SlotMap) -> str:
@@ -63,6 +62,8 @@ def _why(answer: Translation, form: PagingForm, slots: SlotMap) -> str:
 
 
 def _missing(gpa: int, slots: SlotMap) -> str:
+    if not slots.in_vmm:
+        return _NOT_IN_DUMP
     return _NO_RAM if slots.find(gpa) is None else "the page of RAM there is not readable"
 
 

@@ -244,7 +244,10 @@ def test_tables_that_cannot_be_read_are_told(odd, run, name, style):
     result = run(name, *style)
     assert result.exit_code == 6
     lines = result.stderr.splitlines()
-    assert lines[0] == "sevkvm: warning: 7 page tables could not be read: what they map is not listed"
+    assert (
+        lines[0]
+        == "sevkvm: warning: 7 page tables could not be read; what would be mapped there is not listed"
+    )
     assert lines[1] == f"sevkvm:   level 3, gpa 0x{MISSING_GPA + 0x100000:x}, for gva 0xffff800000000000"
     assert lines[6] == "sevkvm:   and 2 more"
     assert lines[7].startswith("sevkvm: note: 1 entry has reserved bits set")

@@ -31,9 +31,9 @@ def test_translate_hits(attached, run):
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [
         "0xffff888000003005: gpa 0x3005, 4 KiB page, private, writable, kernel, no-execute",
-        f"  hva 0x{low.hva + 0x3005:x} in the VMM, RAM slot low of gpa 0x0:0x{LOW_NBYTES:x}",
+        f"  hva 0x{low.hva + 0x3005:x} in the VMM, RAM slot 0x0:0x{LOW_NBYTES:x} (low)",
         "0xffff888000004000: gpa 0x4000, 4 KiB page, shared, writable, kernel, no-execute",
-        f"  hva 0x{low.hva + 0x4000:x} in the VMM, RAM slot low of gpa 0x0:0x{LOW_NBYTES:x}",
+        f"  hva 0x{low.hva + 0x4000:x} in the VMM, RAM slot 0x0:0x{LOW_NBYTES:x} (low)",
     ]
 
 
@@ -136,14 +136,14 @@ def tables(request) -> Tables:
 def test_where_the_vmm_keeps_it(tables):
     tables.map(0x5000, 0x104000)
     line, facts = story(tables, 0x5123)
-    assert line == "hva 0x7f0000004123 in the VMM, RAM slot pc.ram of gpa 0x100000:0x200000"
+    assert line == "hva 0x7f0000004123 in the VMM, RAM slot 0x100000:0x200000 (pc.ram)"
     assert (facts["hva"], facts["slot"]["size"]) == ("0x7f0000004123", 0x100000)
 
 
 def test_a_slot_without_a_name_that_is_read_only(tables):
     tables.map(0x5000, 0xF0000)
     line, facts = story(tables, 0x5001)
-    assert line == "hva 0x5001 in the VMM, read-only slot of gpa 0xf0000:0xf1000"
+    assert line == "hva 0x5001 in the VMM, read-only slot 0xf0000:0xf1000"
     assert facts["slot"]["readonly"] is True
 
 
@@ -208,6 +208,19 @@ def test_a_root_where_there_is_no_ram(tables):
 @pytest.mark.parametrize(("levels", "bits"), [(4, "63 to 47"), (5, "63 to 56")])
 def test_an_address_that_is_not_canonical(levels, bits):
     assert f"bits {bits} are not all equal" in story(Tables(levels), 1 << 62)[0]
+
+
+def test_a_dump_has_no_vmm(tables):
+    tables.map(0x5000, 0x104000)
+    tables.map(0x6000, 0x900000)
+    tables.set_entry(0x200000, 2, 0x800000 | P | tables.mask)
+    slots = SlotMap([Slot(0x100000, 0x100000, 0x100000)], in_vmm=False)
+    found = translate(tables.reader(), tables.form, 0x5000)
+    assert list(details(found, tables.form, slots)) == []
+    facts = whereabouts(found, tables.form, slots)
+    assert (facts["slot"]["gpa"], facts["slot"]["hva"], facts["hva"]) == ("0x100000", None, None)
+    assert story(tables, 0x6000, slots)[0] == "the dump does not hold it"
+    assert story(tables, 0x200000, slots)[0].endswith("cannot be read: the dump does not hold it")
 
 
 def test_entries_are_as_wide_as_they_are_stored():
