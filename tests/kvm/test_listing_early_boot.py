@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from sevkvm.abi.x86 import PTE_A
-from sevkvm.paging.form import PagingForm, PagingMode
+from sevkvm.paging.form import PagingForm
 from sevkvm.paging.listing import Listing
+from sevkvm.paging.mode import PagingMode
 from sevkvm.paging.walk import translate
 from tests.support.bootprogram import BootProgram
 from tests.support.emulated import Emulated, Mode, emulated
 from tests.support.monitorreader import MonitorReader
-from tests.support.ours import form_of, our_mem, our_tlb
+from tests.support.ours import form_in_use, form_of, our_mem, our_tlb
 from tests.support.qemu import QemuVmm, qemu, require_qemu
 from tests.support.refwalk import RW, P
 
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.kvm
 OVMF = Path("/usr/share/ovmf/OVMF.fd")
 MAX_STEPS = 5000
 OVMF_SECONDS = 60.0
-NO_PAGING = PagingForm(PagingMode.OFF, 0)
+NO_PAGING = PagingForm(PagingMode.OFF, 0, nx=False)
 
 
 @pytest.fixture
@@ -37,6 +38,7 @@ def machine() -> Iterator[Emulated]:
 def assert_no_paging(machine: Emulated) -> None:
     assert machine.info_tlb() == machine.info_mem() == "PG disabled\n"
     reader = machine.reader()
+    assert form_in_use(machine) == NO_PAGING
     assert our_tlb(reader, NO_PAGING) == our_mem(reader, NO_PAGING) == ""
     for gva in (0, 0x1234, 0xA_0000, 0x1234_5678, 0xFFFF_FFF0):
         assert machine.gva2gpa(gva) == translate(reader, NO_PAGING, gva).gpa == gva
@@ -61,7 +63,9 @@ def test_the_firmwares_protected_mode(machine: Emulated) -> None:
     ("paging", "mode"), [("32", "32"), ("PSE", "pse"), ("PAE", "pae"), ("4LEVEL", "4level")]
 )
 def test_a_boot_programs_own_tables(machine: Emulated, tmp_path: Path, paging: str, mode: Mode) -> None:
-    form = form_of(mode, BootProgram(machine, paging, tmp_path).cr3)
+    cr3 = BootProgram(machine, paging, tmp_path).cr3
+    form = form_in_use(machine)
+    assert form == form_of(mode, cr3, nx=form.nx)
     if mode == "pae":
         take_accessed_off(machine, form.root_gpa)
     assert our_tlb(machine.reader(), form) == machine.info_tlb()

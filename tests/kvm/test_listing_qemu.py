@@ -16,9 +16,10 @@ import pytest
 from sevkvm.paging.form import PagingForm
 from sevkvm.paging.walk import Walker
 from tests.support.emulated import PAGED_MODES, Emulated, Mode, emulated
-from tests.support.ours import form_of, our_mem, our_tlb
+from tests.support.ours import form_in_use, form_of, our_mem, our_tlb
 from tests.support.randomtables import RandomTables
 from tests.support.refwalk import (
+    LAYOUTS,
     RefLeaf,
     address_bits,
     canonical,
@@ -101,6 +102,10 @@ def test_the_judges_agree_on_addresses(case: Case) -> None:
     assert 0 < misses < len(case.gpas) // 2
 
 
+def test_registers_say_which_form_it_is(case: Case) -> None:
+    assert form_in_use(case.machine) == case.form()
+
+
 def test_our_leaves_are_the_lines_of_info_tlb(case: Case) -> None:
     assert our_tlb(case.machine.reader(), case.form()) == case.tlb
 
@@ -120,7 +125,7 @@ def test_our_addresses_are_those_of_gva2gpa(case: Case) -> None:
 def test_the_same_with_the_cbit_in_every_entry(case: Case) -> None:
     for cbit_pos in case.cbits:
         form = case.form(cbit_pos)
-        reader = case.machine.reader(cbit_pos if form.mode.has_wide_entries else None)
+        reader = case.machine.reader(cbit_pos if LAYOUTS[case.mode].entry_nbytes == 8 else None)
         assert our_tlb(reader, form) == case.tlb
         assert our_mem(reader, form) == case.mem
         walker = Walker(reader, form)

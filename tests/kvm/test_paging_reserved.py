@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sevkvm.paging.form import OPTION_NAMES, PagingForm, PagingMode
+from sevkvm.paging.form import PagingForm
+from sevkvm.paging.mode import OPTION_NAMES, PagingMode
 from sevkvm.paging.translation import NOT_PRESENT, RESERVED_BIT, TABLE_UNREADABLE
 from sevkvm.paging.walk import translate
 from tests.support.bootprogram import BootProgram
