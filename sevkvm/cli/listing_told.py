@@ -32,7 +32,7 @@ def tell(report: ListReport, standing: Standing) -> bool:
             say(f"  and {lost - _EXAMPLES} more")
     if report.reserved:
         entries = "1 entry has" if report.reserved == 1 else f"{report.reserved} entries have"
-        say(f"note: {entries} reserved bits set; the processor faults on them, so they map nothing")
+        say(f"note: {entries} reserved bits set: the processor faults there, and nothing is mapped")
     for limit in report.limits_hit:
         say(f"note: the limit '{limit}' was reached: {_LIMITS.get(limit, 'not everything was listed')}")
     return not lost

@@ -59,6 +59,8 @@ sevkvm list
 sevkvm status --pid 4242
 # sixteen words of its kernel's memory, as QEMU's monitor prints them
 sevkvm x --pid 4242 /16xg 0xffffffff81000000
+# what its page tables map, with C-bit and rights
+sevkvm mem --pid 4242 --columns
 # all of its memory in the clear, as an ELF core
 sevkvm dump --pid 4242 --format elf -o guest.core""",
     "Shell completion": """\

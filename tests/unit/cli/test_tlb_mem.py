@@ -281,6 +281,14 @@ def test_paging_off(attached, run, monkeypatch, name):
     assert (answer["paging_mode"], answer["root_gpa"], answer["mapped"]) == ("none", None, 0)
 
 
+def test_the_tables_are_read_as_paging_says(attached, run):
+    # each 8-byte entry is two of 4 bytes, the upper of which (C-bit, NX) are not present
+    answer = json.loads(run("mem", "--summary", "--json", "--paging", "32").stdout)
+    assert (answer["paging_mode"], answer["root_gpa"]) == ("32", hex(TABLES_GPA))
+    assert [table["level"] for table in answer["tables"]] == [2, 1]
+    assert run("tlb", "--paging", "none").stdout == "PG disabled\n"
+
+
 @both
 def test_nothing_mapped(attached, run, name):
     assert run(name, "0:1G").stdout == ""

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from sevkvm.cli.translate_report import details, entry_digits, whereabouts
+from sevkvm.abi.x86 import entry_flags
+from sevkvm.cli.translate_report import details, whereabouts
 from sevkvm.memory.source import Slot, SlotMap
 from sevkvm.paging.form import PagingForm, PagingMode
 from sevkvm.paging.walk import translate
@@ -223,5 +224,24 @@ def test_a_dump_has_no_vmm(tables):
     assert story(tables, 0x200000, slots)[0].endswith("cannot be read: the dump does not hold it")
 
 
-def test_entries_are_as_wide_as_they_are_stored():
-    assert entry_digits(Tables(4).form) == 16
+@pytest.mark.parametrize("name", ["32", "pse"])
+def test_entries_of_32_bit_tables_have_8_digits(attached, run, name):
+    result = run("translate", "-v", "--paging", name, "0xfffff000", "0x100000000")
+    lines = result.stdout.splitlines()
+    assert lines[0] == (
+        "0x00000000fffff000: not mapped: not-present at PDE (level 2), index 1023, entry 0x00000000"
+    )
+    assert lines[1] == f"  the entry, in the table at gpa 0x{TABLES_GPA:x}, is empty"
+    assert lines[3].split() == ["PDE", f"0x{TABLES_GPA:x}", "1023", "0x00000000", "-", "-"]
+    assert lines[5] == "  above 4 GiB there is no linear address in this paging mode"
+
+
+def test_an_encrypted_guest_without_paging_has_private_memory_only(attached, run):
+    result = run("translate", "--paging", "none", hex(SHARED_GPA))
+    assert result.stdout.startswith("0x0000000000004000: gpa 0x4000, 4 KiB page, private, ")
+
+
+def test_the_pat_bit_is_where_the_page_size_is_elsewhere():
+    assert entry_flags(P | PS | 1 << 12, 1) == ["P", "PAT"]
+    assert entry_flags(P | PS | 1 << 12, 2) == ["P", "PS", "PAT"]
+    assert entry_flags(P | 1 << 12, 2) == ["P"]
