@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from sevkvm import errors
 from sevkvm.abi.x86 import MSR_KERNEL_GS_BASE
 from sevkvm.linux.finder import KernelFinder
+from sevkvm.linux.ram import LIMIT_PAGES, Progress
 from sevkvm.memory.policy import SevInfo, SevKind
 from sevkvm.paging.form import PagingForm, PagingMode
 from sevkvm.paging.walk import Walker
@@ -67,7 +68,7 @@ class GuestParts(NamedTuple):
     """What ``attach`` wires together. ``pid`` and ``vm_fd`` are None for a guest that is a dump: ``contents``.
 
     ``no_registers``: why registers cannot be known, or None. ``cr3``, ``vcpu`` and ``paging`` are the user's
-    choices.
+    choices. ``search_pages`` and ``searching``: how much may be read in search of the kernel, and who is told of it.
     """
 
     pid: int | None
@@ -85,6 +86,8 @@ class GuestParts(NamedTuple):
     vcpu: int | None = None
     contents: DumpContents | None = None
     paging: PagingMode | None = None
+    search_pages: int = LIMIT_PAGES
+    searching: Progress = lambda done, limit: None
 
 
 class Guest:
@@ -108,7 +111,9 @@ class Guest:
         self._depth = 0
         self._held_ns = 0
         self._states: list[VcpuState] | None = None
-        self._finder = KernelFinder(parts.memory, parts.warn)
+        self._finder = KernelFinder(
+            parts.memory, parts.warn, limit_pages=parts.search_pages, progress=parts.searching
+        )
 
     def stats(self) -> dict[str, int]:
         """Counts by name: what attaching and reading cost; times end in ``_ns``."""
@@ -159,13 +164,17 @@ class Guest:
     def paging(self, vcpu: int | None = None) -> PagingForm:
         """How this vCPU's (default: the user's choice, else the first) tables are read.
 
-        ``--paging`` and ``--cr3`` override what the vCPU says. Raises RegistersUnavailable, PlatformUnsupported
-        when an encrypted guest's C-bit is unknown, or UsageError for a ``--cr3`` that the mode cannot have.
+        ``--paging`` and ``--cr3`` override what the vCPU says. Where nobody can know that, it is the kernel's own
+        tables, which are searched for once. Raises RegistersUnavailable, BadGuestData where several kernels cannot
+        be told apart, PlatformUnsupported when an encrypted guest's C-bit is unknown, or UsageError for a ``--cr3``
+        or ``--paging`` that does not fit.
         """
         cbit_pos = self._cbit_pos()
         mode, cr3 = self._parts.paging, self._parts.cr3
         if mode is PagingMode.OFF:
             return PagingForm(mode, 0, cbit_pos)
+        if self._parts.no_registers is not None and cr3 is None:
+            return self._kernel_form(self._parts.no_registers, cbit_pos)
         if self._parts.no_registers is not None and cr3 is not None:
             if mode is None:
                 self._parts.warn("registers are unknown: reading --cr3 as the root of 4-level tables")
@@ -174,8 +183,9 @@ class Guest:
         return self._form(self._state(self._parts.vcpu if vcpu is None else vcpu), cbit_pos)
 
     def forms(self) -> list[PagingForm]:
-        """The distinct paging forms of all vCPUs that use page tables (or the one of ``--cr3``)."""
-        if self._parts.cr3 is not None or self._parts.paging is PagingMode.OFF:
+        """The distinct forms of all vCPUs that use page tables; or that of ``--cr3``, or of the kernel found."""
+        known = self._parts.no_registers is None and self._parts.cr3 is None
+        if not known or self._parts.paging is PagingMode.OFF:
             forms = [self.paging()]
         else:
             cbit_pos = self._cbit_pos()
@@ -231,7 +241,7 @@ class Guest:
         """
         self._refresh()
         cbit_pos = self._cbit_pos()
-        if self._parts.no_registers is None:
+        if self._parts.no_registers is None or self._parts.cr3 is not None:
             forms = self.forms()
         else:
             kernel = self._finder.kernel(cbit_pos)
@@ -239,6 +249,24 @@ class Guest:
                 return kernel and kernel.info
             forms = [kernel.form]
         return self._finder.note(cbit_pos, forms)
+
+    def _kernel_form(self, no_registers: str, cbit_pos: int | None) -> PagingForm:
+        """The kernel's own tables, found in memory."""
+        self._refresh()
+        kernel = self._finder.kernel(cbit_pos)
+        if kernel is None:
+            raise errors.RegistersUnavailable(
+                f"{no_registers}, and no Linux kernel was found in its memory: {self._finder.shortfall}",
+                help="name the root of the page tables with --cr3 (and --paging), or let more be searched with "
+                "--search-limit",
+            )
+        wanted = self._parts.paging
+        if wanted not in (None, kernel.form.mode):
+            raise errors.UsageError(
+                f"the tables of the kernel that was found are {kernel.form.mode.option_name}, not what --paging says",
+                help="name the root of other tables with --cr3",
+            )
+        return kernel.form
 
     def _refresh(self) -> None:
         """A guest that runs may have changed what we remember."""

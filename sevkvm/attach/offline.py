@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from sevkvm.abi.x86 import MSR_KERNEL_GS_BASE
+from sevkvm.abi.x86 import MSR_KERNEL_GS_BASE, PAGE_SHIFT
 from sevkvm.attach.entry import NoHold
 from sevkvm.attach.filecbit import file_cbit
 from sevkvm.dumpfile import open_contents
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sevkvm.abi.kvm import Regs, Sregs
     from sevkvm.attach.options import Warn
     from sevkvm.dumpfile import DumpContents
+    from sevkvm.linux.ram import Progress
     from sevkvm.paging.mode import PagingMode
 
 
@@ -30,7 +31,8 @@ class DumpOptions:
     """Which file, and what the user knows about it.
 
     ``format``: one of ``sevkvm.dumpfile.FORMATS``, or None to tell it from the file. ``slots``: of a raw file, as
-    ``GPA:SIZE:OFFSET``. ``cbit_pos``: the C-bit in the file's page tables; None to find it out.
+    ``GPA:SIZE:OFFSET``. ``cbit_pos``: the C-bit in the file's page tables; None to find it out. ``search_limit``: how
+    many bytes may be read in search of the kernel, where the file holds no registers.
     """
 
     path: str
@@ -40,6 +42,7 @@ class DumpOptions:
     cr3: int | None = None
     vcpu: int | None = None
     paging: PagingMode | None = None
+    search_limit: int = 4 << 30
 
 
 class FileVcpu:
@@ -64,7 +67,12 @@ class FileVcpu:
 
 
 @contextmanager
-def open_dump(options: DumpOptions, *, warn: Warn = lambda text: None) -> Iterator[Guest]:
+def open_dump(
+    options: DumpOptions,
+    *,
+    warn: Warn = lambda text: None,
+    searching: Progress = lambda done, limit: None,
+) -> Iterator[Guest]:
     """A Guest whose memory and registers are those of a dump.
 
     Raises BadDump for what is no dump or a damaged one, UsageError for options that do not fit it, OSError.
@@ -94,6 +102,8 @@ def open_dump(options: DumpOptions, *, warn: Warn = lambda text: None) -> Iterat
                 cr3=options.cr3,
                 vcpu=options.vcpu,
                 paging=options.paging,
+                search_pages=options.search_limit >> PAGE_SHIFT,
+                searching=searching,
                 contents=contents,
             )
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+from sevkvm.abi.x86 import PAGE_SHIFT
 from sevkvm.attach.cbit import with_cbit
 from sevkvm.attach.entry import costs, enter
 from sevkvm.attach.told import ask_monitor, slot_map
@@ -22,14 +23,20 @@ if TYPE_CHECKING:
     from sevkvm.attach.options import AttachOptions, Warn
     from sevkvm.host.discovery import VmInfo
     from sevkvm.host.port import IoctlPort
+    from sevkvm.linux.ram import Progress
 
 
 @contextmanager
 def open_guest(
-    options: AttachOptions, *, warn: Warn = lambda text: None, need_debug: bool = True
+    options: AttachOptions,
+    *,
+    warn: Warn = lambda text: None,
+    searching: Progress = lambda done, limit: None,
+    need_debug: bool = True,
 ) -> Iterator[Guest]:
     """Attach to a running VMM's guest.
 
+    ``searching`` is told (pages read, pages at most) while the guest's memory is searched for its kernel.
     With ``need_debug`` a policy that forbids debugging, and SEV-SNP, are refused here. Raises VmNotFound,
     AttachError, DebugForbidden, PlatformUnsupported, UsageError, TargetTimeout.
     """
@@ -64,6 +71,8 @@ def open_guest(
                 cr3=options.cr3,
                 vcpu=options.vcpu,
                 paging=options.paging,
+                search_pages=options.search_limit >> PAGE_SHIFT,
+                searching=searching,
             )
         )
 

@@ -17,6 +17,7 @@ class AttachOptions:
     """Which guest, and what the user knows about it. Addresses are ints; ``slots`` are ``GPA:SIZE:HVA``.
 
     ``paging`` overrides the mode that a vCPU says.
+    ``search_limit``: how many bytes of guest memory may be read in search of the kernel, where no register leads there.
     ``timeout`` (seconds) bounds each single wait for the VMM or its monitor.
     """
 
@@ -29,4 +30,5 @@ class AttachOptions:
     cr3: int | None = None
     vcpu: int | None = None
     paging: PagingMode | None = None
+    search_limit: int = 4 << 30
     timeout: float = 5.0

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sevkvm.cli.command import SectionOption
+from sevkvm.cli.progress import search_teller
 from sevkvm.cli.run import say, warn
 from sevkvm.cli.signals import Deferral
-from sevkvm.cli.values import ADDRESS, SECONDS, number
+from sevkvm.cli.values import ADDRESS, SECONDS, SIZE, number
 from sevkvm.errors import SevKvmError
 from sevkvm.paging.mode import OPTION_NAMES, PagingMode
 
@@ -58,7 +59,7 @@ class GuestSession:
         from sevkvm import attach
 
         options = attach.AttachOptions(**self.arguments)
-        return attach.open_guest(options, warn=warn, need_debug=need_debug)
+        return attach.open_guest(options, warn=warn, searching=search_teller(say), need_debug=need_debug)
 
     def _dump(self) -> AbstractContextManager[Guest]:
         """The file; click.UsageError for options that only a VMM has a use for."""
@@ -73,7 +74,8 @@ class GuestSession:
                 )
         assert self.file is not None
         told = {name: value for name, value in self.arguments.items() if name not in (*_VMM_ONLY, "timeout")}
-        return attach.open_dump(attach.DumpOptions(self.file, self.file_format, **told), warn=warn)
+        options = attach.DumpOptions(self.file, self.file_format, **told)
+        return attach.open_dump(options, warn=warn, searching=search_teller(say))
 
     def _count(self, guest: Guest) -> None:
         with suppress(SevKvmError):  # a VMM that is gone: the first error is the one to tell
@@ -163,11 +165,22 @@ _OPTIONS = (
         help="How the page tables are read, whatever the vCPU says.",
     ),
     _guest_option("--vcpu", type=number(0, _MOST_VCPU), metavar="N", help="Use this vCPU's registers."),
+    _guest_option(
+        "--search-limit",
+        type=SIZE,
+        default=4 << 30,
+        show_default="4G",
+        metavar="SIZE",
+        help="Most guest memory to read in search of Linux's own tables, where registers are unknown.",
+    ),
     _timeout(cls=SectionOption, section=_SECTION),
     _guest_option("--stats", "with_stats", is_flag=True, help="Tell on stderr what it cost."),
 )
 _VMM_ONLY = ("pid", "vm_fd", "qmp", "libvirt")
-_NAMES = ("pid", "vm_fd", "qmp", "libvirt", "slots", "cbit_pos", "cr3", "paging", "vcpu", "timeout")
+_NAMES = (
+    *("pid", "vm_fd", "qmp", "libvirt", "slots", "cbit_pos"),
+    *("cr3", "paging", "vcpu", "search_limit", "timeout"),
+)
 
 
 def guest_options(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 Progress = Callable[[int, int], None]
+_TELL_SECONDS = 5.0
+
+
+def search_teller(say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> Progress:
+    """What to call with (pages read, pages at most): a search that takes long says so every few seconds."""
+    told_at: list[float] = []
+
+    def advance(done: int, limit: int) -> None:
+        now = clock()
+        if not told_at:
+            told_at.append(now)
+        elif now - told_at[0] >= _TELL_SECONDS:
+            told_at[0] = now
+            say(f"searching guest memory for its kernel: {done >> 8} MiB of at most {limit >> 8} MiB")
+
+    return advance
 
 
 @contextmanager

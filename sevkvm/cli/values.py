@@ -89,6 +89,18 @@ class _AddressType(IntType):
             self.fail(str(error), param, ctx)
 
 
+class _SizeType(IntType):
+    name = "size"
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_nbytes(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
 class _NumberType(IntType):
     name = "number"
 
@@ -133,6 +145,7 @@ class _RangeType(AnyType):
 ADDRESS = _AddressType()
 RANGE = _RangeType()
 SECONDS = _SecondsType()
+SIZE = _SizeType()
 
 
 def number(least: int, most: int) -> IntType:

@@ -73,6 +73,7 @@ def _with_kernel_halves(forms: Sequence[PagingForm]) -> list[PagingForm]:
 
     Source: Linux arch/x86/entry/calling.h (PTI_USER_PGTABLE_BIT), v6.1.
     """
+    forms = [form for form in forms if form.mode.long]
     below = [
         replace(form, root_gpa=form.root_gpa - PAGE_NBYTES) for form in forms if form.root_gpa & PAGE_NBYTES
     ]

@@ -161,11 +161,16 @@ def attached(monkeypatch: pytest.MonkeyPatch) -> Attached:
         cr3: int | None = None
         vcpu: int | None = None
         paging: Any = None
+        search_limit: int = 4 << 30
         timeout: float = 5.0
 
     @contextmanager
     def open_guest(
-        options: AttachOptions, *, warn: Callable[[str], None], need_debug: bool = True
+        options: AttachOptions,
+        *,
+        warn: Callable[[str], None],
+        searching: Callable[[int, int], None],
+        need_debug: bool = True,
     ) -> Iterator[Guest]:
         record.options, record.need_debug = options, need_debug
         if record.error:

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from sevkvm.cli.progress import progress_bar
+from sevkvm.cli.progress import progress_bar, search_teller
 
 
 class Terminal(io.StringIO):
@@ -63,3 +63,15 @@ def test_an_error_leaves_the_terminal_as_it_was(on_terminal):
     shown = terminal.getvalue()
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1  # the cursor
     assert shown.rstrip().endswith("\x1b[2K")  # the bar's line is erased
+
+
+def test_a_short_search_says_nothing_and_a_long_one_now_and_then():
+    said, now = [], [100.0]
+    advance = search_teller(said.append, lambda: now[0])
+    for second in range(12):
+        now[0] = 100.0 + second
+        advance(1024 * (second + 1), 1 << 20)
+    assert said == [
+        "searching guest memory for its kernel: 24 MiB of at most 4096 MiB",
+        "searching guest memory for its kernel: 44 MiB of at most 4096 MiB",
+    ]

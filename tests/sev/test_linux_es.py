@@ -1,0 +1,96 @@
+"""A SEV-ES guest with a real Linux in QEMU: virtual addresses without registers and without --cr3."""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sevkvm.abi.sev import POLICY_ES
+from sevkvm.lab.sealed import SealedLinux
+from sevkvm.shim.supervisor import SevHost
+from tests.support.linux import require_sealed_linux
+from tests.support.qemu import QemuVmm, require_kvm_qemu
+from tests.support.qemu_sealed import sealed_qemu
+
+pytestmark = [pytest.mark.kvm, pytest.mark.sev]
+
+
+@pytest.fixture(scope="module")
+def linux() -> SealedLinux:
+    require_kvm_qemu()
+    return require_sealed_linux()
+
+
+def flash_image() -> bytes:
+    """A firmware of nothing but halts, with the table in which QEMU looks for the reset address of SEV-ES vCPUs.
+
+    Layout (OVMF's GUIDed table): ... data, length, GUID of each entry; total length, GUID of the table; 32 bytes.
+    """
+    reset_block = uuid.UUID("00f771de-1a7e-4fcb-890e-68c77e2fb44e").bytes_le
+    footer = uuid.UUID("96b582de-1fb2-45f7-baea-a366c55a082d").bytes_le
+    entry = struct.pack("<IH", 0xFFFF0000, 4 + 2 + 16) + reset_block
+    table = entry + struct.pack("<H", len(entry) + 2 + 16) + footer
+    return b"\xf4" * (0x10000 - 32 - len(table)) + table + b"\xf4" * 32
+
+
+@pytest.fixture(scope="module")
+def vmm(
+    linux: SealedLinux, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[QemuVmm]:  # nothing here changes the guest
+    flash: Path = tmp_path_factory.mktemp("es") / "flash"
+    flash.write_bytes(flash_image())
+    extra = ["-drive", f"if=pflash,format=raw,readonly=on,file={flash}"]
+    with SevHost() as host, sealed_qemu(linux, popen=host.popen, sev_policy=POLICY_ES, extra=extra) as vmm:
+        yield vmm
+
+
+def sevkvm(command: str, vmm: QemuVmm, linux: SealedLinux, *words: str) -> subprocess.CompletedProcess[str]:
+    # CPUID of this processor cannot tell the C-bit: it has none
+    guest = ["--pid", str(vmm.pid), "--vm-fd", str(vmm.vm_fd), "--cbit-pos", str(linux.seal.cbit_pos)]
+    argv = [sys.executable, "-m", "sevkvm", command, *guest, "--qmp", vmm.qmp_path, *words]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_translate_finds_the_kernels_tables_and_tells_what_it_cost(linux: SealedLinux, vmm: QemuVmm) -> None:
+    (banner,) = linux.image.landmarks
+    done = sevkvm("translate", vmm, linux, hex(banner.gva), "--stats", "--json")
+    assert done.returncode == 0, done.stderr
+    (answer,) = json.loads(done.stdout)
+    assert int(answer["gpa"], 16) == banner.gpa
+    assert answer["private"] is True
+    found = re.search(
+        r"4-level page tables of Linux (\S+), found at gpa (0x\w+) with (\d+) firmware", done.stderr
+    )
+    assert found, done.stderr
+    assert linux.plain.facts["version"].startswith(f"Linux version {found[1]} ")
+    assert int(found[2], 16) in linux.seal.roots
+    stats = json.loads(done.stderr[done.stderr.index("{") :])["stats"]
+    # one page in 512, the kernel's data, and a few more for this address
+    samples = linux.plain.machine.ram_nbytes >> 21
+    assert samples + 128 < int(found[3]) < samples + 4000
+    assert int(found[3]) <= stats["firmware_commands"] <= int(found[3]) + 4
+
+
+def test_x_reads_the_kernels_banner(linux: SealedLinux, vmm: QemuVmm) -> None:
+    (banner,) = linux.image.landmarks
+    done = sevkvm("x", vmm, linux, "/16xb", hex(banner.gva))
+    assert done.returncode == 0, done.stderr
+    numbers = [word for line in done.stdout.splitlines() for word in line.partition(": ")[2].split()]
+    assert bytes(int(number, 16) for number in numbers) == b"Linux version 6."
+
+
+def test_a_limit_too_small_is_said_with_what_to_do(linux: SealedLinux, vmm: QemuVmm) -> None:
+    (banner,) = linux.image.landmarks
+    done = sevkvm("translate", vmm, linux, hex(banner.gva), "--search-limit", "256K")
+    assert done.returncode == 1
+    assert "64 pages of the guest were searched, which is the limit" in done.stderr
+    assert "--search-limit" in done.stderr
+    assert "--cr3" in done.stderr
