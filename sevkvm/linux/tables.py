@@ -11,7 +11,7 @@ from sevkvm.paging.form import PagingForm, PagingMode
 from sevkvm.paging.walk import Walker
 
 if TYPE_CHECKING:
-    from sevkvm.linux.ram import Memory
+    from sevkvm.linux.space import Memory
     from sevkvm.linux.vmcoreinfo import VmcoreInfo
     from sevkvm.paging.translation import Translation
 
