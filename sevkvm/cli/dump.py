@@ -54,6 +54,14 @@ if TYPE_CHECKING:
 )
 @click.option("--gpa", type=RANGE, metavar="START:END", help="Only these guest-physical addresses.")
 @click.option("--gva", type=RANGE, metavar="START:END", help="These guest-virtual addresses.")
+@click.option(
+    "--cbit",
+    type=click.Choice(["auto", "keep", "strip", "alias"]),
+    default="auto",
+    show_default=True,
+    help="The C-bit in page tables. keep: as it is. strip: taken out, so that every reader can follow them. alias: "
+    "kept, with memory at gpa | C-bit too (elf). auto: strip for elf and kdump if it can be done, else as it is.",
+)
 @click.option("--live", is_flag=True, help="Let the guest run meanwhile: not one moment in time.")
 @click.option("--force", is_flag=True, help="Overwrite FILE.")
 @click.option(
@@ -70,6 +78,7 @@ def command(
     compress: str,
     gpa: Range | None,
     gva: Range | None,
+    cbit: str,
     live: bool,
     force: bool,
     no_scan: bool,
@@ -82,7 +91,7 @@ def command(
     stderr, and the exit status is 6. A guest whose policy forbids debugging is refused before any file exists.
     --json prints a summary on stdout, or on stderr with -o -.
     """
-    from sevkvm.dump import DumpFormat, DumpOptions, check, dump_guest, prepare
+    from sevkvm.dump import CbitMode, DumpFormat, DumpOptions, check, dump_guest, prepare
 
     if gpa and gva:
         raise click.UsageError("--gpa and --gva exclude each other", click.get_current_context())
@@ -93,6 +102,7 @@ def command(
         gva=(gva.start, gva.end) if gva else None,
         live=live,
         compress=compress,
+        cbit=CbitMode(cbit),
     )
     check(options, target)
     # The bar is made before the guest is stopped: importing and drawing it takes longer than a small dump.

@@ -8,7 +8,7 @@ from sevkvm.cli.render import hexadecimal, size
 from sevkvm.cli.run import say, warn
 
 if TYPE_CHECKING:
-    from sevkvm.dump import DumpResult, Hole
+    from sevkvm.dump import CbitOutcome, DumpResult, Hole
     from sevkvm.pages.classify import PageMap
 
 _HOLES_TOLD = 10
@@ -29,6 +29,12 @@ def tell(result: DumpResult, pages: PageMap, output: str, space: str) -> None:
         warn("not all page tables could be read: pages that only they tell as shared were read as private")
     if result.registers_missing:
         warn(f"the file holds no registers: {result.registers_missing}")
+    if result.vmcoreinfo_missing:
+        warn(
+            f"the file has no VMCOREINFO note, without which drgn, makedumpfile and libkdumpfile refuse it: "
+            f"{result.vmcoreinfo_missing}"
+        )
+    _tell_cbit(result.cbit)
     lost = _losses(result)
     for hole in lost[:_HOLES_TOLD]:
         zeros = "; the file shows zeros there" if hole.zero_filled else ""
@@ -41,6 +47,16 @@ def tell(result: DumpResult, pages: PageMap, output: str, space: str) -> None:
     missing = sum(hole.nbytes for hole in lost)
     end = f", {size(missing)} missing" if lost else ""
     say(f"{where}: {size(result.copied_nbytes)} of guest memory in {len(result.ranges)} ranges{end}")
+
+
+def _tell_cbit(cbit: CbitOutcome) -> None:
+    """What a reader of the file must know of its page tables."""
+    if cbit.fallback:
+        twice = cbit.mode is not None and cbit.mode.value == "alias"
+        so = "; memory is in the file a second time, at gpa | C-bit" if twice else ""
+        warn(f"page tables keep the C-bit: {cbit.fallback}{so}")
+    for reason in cbit.unknown:
+        warn(f"page tables of start-up code or of EFI may keep the C-bit: {reason}")
 
 
 def _losses(result: DumpResult) -> list[Hole]:
@@ -60,6 +76,12 @@ def summary(result: DumpResult, pages: PageMap, output: str, space: str) -> dict
         "live": result.live,
         "vcpus": result.vcpus,
         "registers_missing": result.registers_missing,
+        "cbit": result.cbit.mode.value if result.cbit.mode else None,
+        "cbit_fallback": result.cbit.fallback,
+        "cbit_unknown": list(result.cbit.unknown),
+        "stripped_tables": result.cbit.tables,
+        "vmcoreinfo": result.osrelease,
+        "vmcoreinfo_missing": result.vmcoreinfo_missing,
         "pages": {kind.name.lower(): nbytes for kind, nbytes in pages.totals().items()}
         if space == "gpa"
         else None,

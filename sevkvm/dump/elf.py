@@ -15,12 +15,16 @@ if TYPE_CHECKING:
 
 
 class ElfWriter:
-    """Headers first, as if all could be read; rewritten at the end if some could not and the sink can seek."""
+    """Headers first, as if all could be read; rewritten at the end if some could not and the sink can seek.
 
-    def __init__(self, pieces: list[Piece], holes: list[Hole], notes: bytes) -> None:
-        self.layout: Layout = elf_layout(pieces, holes, len(notes))
+    alias_mask: not 0: every segment is there a second time with this bit set in its addresses, and the same bytes.
+    """
+
+    def __init__(self, pieces: list[Piece], holes: list[Hole], notes: bytes, alias_mask: int = 0) -> None:
+        self._aliases = (0, alias_mask) if alias_mask else (0,)
+        self.layout: Layout = elf_layout(pieces, holes, len(notes), copies=len(self._aliases))
         self._notes = notes
-        self._nphdrs = 1 + len(merge_placed(self.layout.placed))
+        self._nphdrs = 1 + len(self._aliases) * len(merge_placed(self.layout.placed))
         self._notes_offset = notes_offset(self._nphdrs)
 
     def begin(self, sink: Sink) -> Straight:
@@ -37,7 +41,7 @@ class ElfWriter:
         """
         if not lost:
             return lost
-        room = min(SPARE_PHDRS, elf.MAX_PHDRS - self._nphdrs) if sink.seekable else 0
+        room = min(SPARE_PHDRS, elf.MAX_PHDRS - self._nphdrs) // len(self._aliases) if sink.seekable else 0
         by_size = sorted(lost, key=lambda hole: hole.nbytes, reverse=True)
         left_out = sorted(by_size[:room])
         if left_out:
@@ -47,9 +51,12 @@ class ElfWriter:
 
     def _headers(self, lost: list[Hole]) -> bytes:
         note = elf.Phdr(elf.PT_NOTE, self._notes_offset, 0, 0, len(self._notes))
-        return elf.core_headers([note, *map(_load, merge_placed(cut(self.layout.placed, lost)))])
+        segments = merge_placed(cut(self.layout.placed, lost))
+        loads = [_load(segment, mask) for mask in self._aliases for segment in segments]
+        return elf.core_headers([note, *loads])
 
 
-def _load(segment: Placed) -> elf.Phdr:
+def _load(segment: Placed, alias_mask: int) -> elf.Phdr:
     piece = segment.piece
-    return elf.Phdr(elf.PT_LOAD, segment.offset, piece.address, piece.gpa, piece.nbytes)
+    address, gpa = piece.address | alias_mask, piece.gpa | alias_mask
+    return elf.Phdr(elf.PT_LOAD, segment.offset, address, gpa, piece.nbytes)

@@ -39,7 +39,10 @@ class Writer(Protocol):
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file shall hold: pieces and holes of ``[start, end)``, registers and kernel as far as they are known."""
+    """What a file shall hold: pieces and holes of ``[start, end)``, registers and kernel as far as they are known.
+
+    alias_mask: show memory a second time with this bit in its addresses.
+    """
 
     pieces: list[Piece]
     holes: list[Hole]
@@ -47,6 +50,7 @@ class Contents:
     end: int
     states: list[VcpuState]
     kernel: KernelFacts
+    alias_mask: int = 0
 
 
 def make_writer(options: DumpOptions, contents: Contents) -> Writer:
@@ -56,7 +60,8 @@ def make_writer(options: DumpOptions, contents: Contents) -> Writer:
         states, codec = contents.states, find_codec(options.compress)
         return KdumpWriter(pieces, holes, core_notes(states), len(states), contents.kernel, codec)
     if file_format is DumpFormat.ELF:
-        return ElfWriter(pieces, holes, core_notes(contents.states))
+        notes = core_notes(contents.states, contents.kernel.vmcoreinfo)
+        return ElfWriter(pieces, holes, notes, contents.alias_mask)
     if file_format is DumpFormat.LIME:
         return LimeWriter(pieces, holes)
     if file_format is DumpFormat.PADDED:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sevkvm import errors
+from sevkvm.dump.cbit import CbitOutcome, cbit_view
 from sevkvm.dump.copy import Copier, Progress
 from sevkvm.dump.formats import Contents, make_writer
-from sevkvm.dump.kernel import KernelFacts
-from sevkvm.dump.options import WITH_REGISTERS, DumpOptions, check
+from sevkvm.dump.kernel import KernelFacts, find_kernel_facts
+from sevkvm.dump.options import WITH_REGISTERS, WITH_VMCOREINFO, CbitMode, DumpOptions, check
 from sevkvm.dump.pieces import Hole, HoleReason, Piece, physical_pieces, virtual_pieces, whole_ram
 from sevkvm.dump.plan import DumpFormat, Placed, merge_placed
 from sevkvm.dump.virtual import mappings
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 class DumpResult:
     """What the file holds. ``ranges`` are as planned, with their place in the file; ``holes`` what is missing.
 
-    registers_missing: why an ELF file has no registers, or None.
+    registers_missing: why an ELF file has no registers, or None. cbit: what became of it. osrelease: of the kernel
+    whose VMCOREINFO note is in the file, or None; then vmcoreinfo_missing may tell why.
     """
 
     format: DumpFormat
@@ -36,6 +38,9 @@ class DumpResult:
     vcpus: int
     registers_missing: str | None
     live: bool
+    cbit: CbitOutcome
+    osrelease: str | None
+    vmcoreinfo_missing: str | None
 
     @property
     def complete(self) -> bool:
@@ -51,7 +56,7 @@ def dump_guest(
     progress: Progress | None = None,
     kernel: KernelFacts | None = None,
 ) -> DumpResult:
-    """Dump guest memory into ``target``. ``kernel``: what the guest's kernel says of itself, where that is known.
+    """Dump guest memory into ``target``. ``kernel``: what its kernel says of itself, if that was looked for.
 
     Unreadable pages become holes of the result; UsageError, before the target is opened, when the range holds no
     guest memory. Whatever else is raised (firmware refusal, VMM gone, disk full) leaves no file behind.
@@ -60,10 +65,13 @@ def dump_guest(
     with nullcontext() if options.live else guest.held():
         start, end, pieces, holes = _select(guest, options)
         states, registers_missing = _registers(guest, options.format)
-        writer = make_writer(options, Contents(pieces, holes, start, end, states, kernel or KernelFacts()))
+        view = cbit_view(guest, kernel or _kernel(guest, options), options)
+        writer = make_writer(
+            options, Contents(pieces, holes, start, end, states, view.kernel, view.alias_mask)
+        )
         with target.open(writer.layout.nbytes) as sink:
             with closing(writer.begin(sink)) as intake:
-                copier = Copier(guest.memory, page_map, intake, progress)
+                copier = Copier(view.memory, page_map, intake, progress)
                 copier.copy(writer.layout)
                 lost = writer.finish(sink, copier.holes)
             file_nbytes = sink.offset
@@ -76,6 +84,9 @@ def dump_guest(
         len(states),
         registers_missing,
         options.live,
+        view.outcome,
+        view.kernel.osrelease if options.format in WITH_VMCOREINFO else None,
+        view.kernel.missing if options.format in WITH_VMCOREINFO else None,
     )
 
 
@@ -88,6 +99,12 @@ def _select(guest: DumpSource, options: DumpOptions) -> tuple[int, int, list[Pie
     start, end = options.gva
     mapped = mappings(guest.memory, guest.paging(), start, end)
     return start, end, *virtual_pieces(mapped, guest.slots, start, end)
+
+
+def _kernel(guest: DumpSource, options: DumpOptions) -> KernelFacts:
+    """What the file tells of the kernel, or page tables are found by; a search costs time."""
+    wanted = options.format in WITH_VMCOREINFO or options.cbit is CbitMode.STRIP
+    return find_kernel_facts(guest) if wanted and options.gva is None else KernelFacts()
 
 
 def _registers(guest: DumpSource, file_format: DumpFormat) -> tuple[list[VcpuState], str | None]:

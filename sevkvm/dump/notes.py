@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from sevkvm.vcpu import VcpuState
 
 
-def core_notes(states: Sequence[VcpuState]) -> bytes:
-    """NT_PRSTATUS of every vCPU, then the ``QEMU`` note of every vCPU; empty when no registers are known.
+def core_notes(states: Sequence[VcpuState], vmcoreinfo: bytes = b"") -> bytes:
+    """NT_PRSTATUS of every vCPU, then the ``QEMU`` note of every vCPU, then the kernel's ``VMCOREINFO``.
+
+    Empty when nothing of that is known: registers as zeros would be taken for registers.
 
     Thread numbers are vCPU index + 1, as in QEMU's cores: a debugger takes thread 0 for none.
     """
@@ -24,4 +26,5 @@ def core_notes(states: Sequence[VcpuState]) -> bytes:
         elf.pack_note(b"QEMU", 0, elf.pack_qemu_state(state.regs, state.sregs, state.kernel_gs_base))
         for state in states
     ]
-    return b"".join(prstatus + qemu)
+    linux = [elf.pack_note(b"VMCOREINFO", 0, vmcoreinfo)] if vmcoreinfo else []
+    return b"".join(prstatus + qemu + linux)

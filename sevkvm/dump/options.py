@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from sevkvm import errors
@@ -13,7 +14,22 @@ if TYPE_CHECKING:
     from sevkvm.dump.output import Target
 
 WITH_REGISTERS = frozenset({DumpFormat.ELF, DumpFormat.KDUMP})
+WITH_VMCOREINFO = WITH_REGISTERS  # made for readers that follow page tables
+WITH_ALIASES = frozenset({DumpFormat.ELF})
 PHYSICAL_ONLY = frozenset({DumpFormat.KDUMP, DumpFormat.LIME, DumpFormat.PADDED})
+
+
+class CbitMode(str, Enum):
+    """How the file shows the C-bit of page-table entries.
+
+    KEEP: every byte as it is in the guest. STRIP: taken out of the entries of all page tables. ALIAS: kept, and the
+    file's headers have the memory a second time, at gpa | C-bit. AUTO: what most readers of the format open.
+    """
+
+    AUTO = "auto"
+    KEEP = "keep"
+    STRIP = "strip"
+    ALIAS = "alias"
 
 
 @dataclass(frozen=True)
@@ -29,6 +45,7 @@ class DumpOptions:
     gva: tuple[int, int] | None = None
     live: bool = False
     compress: str = "zlib"
+    cbit: CbitMode = CbitMode.AUTO
 
 
 def check(options: DumpOptions, target: Target) -> None:
@@ -38,6 +55,16 @@ def check(options: DumpOptions, target: Target) -> None:
         raise errors.UsageError(
             f"--format {name} is of guest-physical addresses",
             help="a dump of virtual addresses is --format raw or elf",
+        )
+    if options.gva is not None and options.cbit in (CbitMode.STRIP, CbitMode.ALIAS):
+        raise errors.UsageError(
+            f"--cbit {options.cbit.value} and --gva exclude each other",
+            help="a dump of virtual addresses has no page tables for a reader to follow",
+        )
+    if options.cbit is CbitMode.ALIAS and options.format not in WITH_ALIASES:
+        raise errors.UsageError(
+            f"--format {name} cannot show memory twice, as --cbit alias does",
+            help="use --format elf, or --cbit strip",
         )
     if options.format is not DumpFormat.KDUMP:
         return

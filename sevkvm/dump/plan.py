@@ -51,14 +51,17 @@ def raw_layout(pieces: list[Piece], holes: list[Hole], start: int, end: int) -> 
     return Layout(placed, tuple(holes), end - start)
 
 
-def elf_layout(pieces: list[Piece], holes: list[Hole], notes_nbytes: int) -> Layout:
-    """Headers, spare room for more of them, notes, then pieces one after the other from a page boundary."""
+def elf_layout(pieces: list[Piece], holes: list[Hole], notes_nbytes: int, copies: int = 1) -> Layout:
+    """Headers, spare room for more of them, notes, then pieces one after the other from a page boundary.
+
+    copies: how many program headers each range has.
+    """
     offset = 0
     placed = []
     for piece in pieces:
         placed.append(Placed(piece, offset))
         offset += piece.nbytes
-    nphdrs = 1 + len(merge_placed(placed))
+    nphdrs = 1 + copies * len(merge_placed(placed))
     if nphdrs > elf.MAX_PHDRS:
         raise errors.UsageError(
             f"{nphdrs} separate ranges are more than an ELF file's program headers can describe",

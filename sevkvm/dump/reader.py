@@ -10,6 +10,8 @@ from sevkvm import errors
 from sevkvm.abi import x86
 
 if TYPE_CHECKING:
+    from sevkvm.linux.vmcoreinfo import VmcoreInfo
+    from sevkvm.memory.policy import SevInfo
     from sevkvm.memory.source import SlotMap
     from sevkvm.paging.form import PagingForm
     from sevkvm.vcpu import VcpuState
@@ -30,8 +32,12 @@ class Memory(Protocol):
         """Fill ``buffer`` from ``gpa``; short at the first byte that cannot be read. ``ahead`` is asked for next."""
         ...
 
+    def read(self, gpa: int, nbytes: int, private: bool = True) -> bytes:
+        """Exactly nbytes, or MemoryFault: to follow the guest's own data."""
+        ...
+
     def read_tables(self, gpas: Sequence[int], *, keep: bool = True) -> Sequence[bytes | None]:
-        """Page-table pages, for dumps of virtual memory."""
+        """Page-table pages."""
         ...
 
 
@@ -48,6 +54,11 @@ class DumpSource(Protocol):
         """Where it has memory."""
         ...
 
+    @property
+    def sev(self) -> SevInfo:
+        """What protects it."""
+        ...
+
     def registers(self) -> list[VcpuState]:
         """Registers of every vCPU, or RegistersUnavailable."""
         ...
@@ -58,6 +69,14 @@ class DumpSource(Protocol):
 
     def paging(self) -> PagingForm:
         """How its page tables are read; used by dumps of virtual memory only."""
+        ...
+
+    def forms(self) -> Sequence[PagingForm]:
+        """The address spaces that its vCPUs run on, or RegistersUnavailable."""
+        ...
+
+    def vmcoreinfo(self) -> VmcoreInfo | None:
+        """Its kernel's VMCOREINFO note; BadGuestData where several kernels cannot be told apart."""
         ...
 
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sevkvm import errors
 from sevkvm.abi.kvm import Dtable, Regs, Segment, Sregs
+from sevkvm.memory.policy import SevInfo, SevKind
 from sevkvm.memory.source import Slot, SlotMap
 from sevkvm.vcpu import VcpuState
 from tests.support.tables import TABLE, Tables
@@ -55,6 +56,12 @@ class FakeMemory:
         buffer[:want] = bytes(byte ^ 0xFF for byte in data) if private else data
         return want
 
+    def read(self, gpa: int, nbytes: int, private: bool = True) -> bytes:
+        """Exactly nbytes."""
+        buffer = bytearray(nbytes)
+        assert self.readinto(gpa, private, memoryview(buffer)) == nbytes
+        return bytes(buffer)
+
     def read_tables(self, gpas: Sequence[int], *, keep: bool = True) -> list[bytes | None]:
         """Tables lie outside the RAM: tests of what they map need not make room for them."""
         tables = self.tables.pages if self.tables else {}
@@ -70,6 +77,7 @@ class FakeGuest:
     states: list[VcpuState] | None = None
     tables: Tables | None = None
     hold_count: int = 0
+    sev: SevInfo = field(default_factory=lambda: SevInfo(SevKind.NONE))
 
     def __post_init__(self) -> None:
         self.slots = SlotMap(Slot(gpa, len(data), 0x7F00_0000_0000 + gpa) for gpa, data in self.ram.items())
@@ -92,6 +100,13 @@ class FakeGuest:
         """How its tables are read."""
         assert self.tables is not None
         return self.tables.form
+
+    def forms(self) -> list[PagingForm]:
+        """None: nobody asks for them."""
+        return []
+
+    def vmcoreinfo(self) -> None:
+        """It is no Linux."""
 
 
 class UniformPages:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sevkvm.host.deputy import Deputy
 from sevkvm.memory.guest import GuestMemory
 from sevkvm.memory.hva import HvaSource
+from sevkvm.memory.policy import SevInfo, SevKind
 from sevkvm.memory.source import Slot, SlotMap
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class PlainGuest:
     slots: SlotMap
     memory: GuestMemory
     states: list[VcpuState]
+    sev: SevInfo = field(default_factory=lambda: SevInfo(SevKind.NONE))
 
     def registers(self) -> list[VcpuState]:
         """As given."""
@@ -54,6 +56,13 @@ class PlainGuest:
     def paging(self) -> PagingForm:
         """Not for these tests."""
         raise NotImplementedError
+
+    def forms(self) -> list[PagingForm]:
+        """None that anybody asks for."""
+        return []
+
+    def vmcoreinfo(self) -> None:
+        """It is no Linux."""
 
 
 @contextmanager

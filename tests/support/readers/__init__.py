@@ -1,0 +1,1 @@
+"""The programs that open dumps, and the dumps to open."""
