@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sevkvm.cli.command import command as sevkvm_command
+from sevkvm.cli.dump_kernel import facts_of
 from sevkvm.cli.dump_report import summary, tell
 from sevkvm.cli.options import GuestSession, guest_options, json_option
 from sevkvm.cli.progress import progress_bar
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     sevkvm dump --pid 4242 -o guest.raw
     # an ELF core with registers, for gdb and others
     sevkvm dump --pid 4242 --format elf -o guest.core
+    # small, for crash, drgn and makedumpfile
+    sevkvm dump --pid 4242 --format kdump --compress zstd -o guest.kdump
     # the first MiB; the byte at gpa START is the file's first
     sevkvm dump --pid 4242 --gpa 0:1M -o low.raw
     # what one range of virtual addresses holds
@@ -89,6 +92,7 @@ def command(
     The vCPUs stand still while memory is copied, unless --live. The file appears under its name when it is complete
     and not before; nobody else may read it (mode 0600). Memory that cannot be read becomes a hole: it is told on
     stderr, and the exit status is 6. A guest whose policy forbids debugging is refused before any file exists.
+    kdump leaves out ROM above all RAM, unless --gpa asks for it.
     --json prints a summary on stdout, or on stderr with -o -.
     """
     from sevkvm.dump import CbitMode, DumpFormat, DumpOptions, check, dump_guest, prepare
@@ -113,7 +117,8 @@ def command(
     ):
         # a range of virtual addresses tells by itself which pages are private
         pages = _page_map(guest, scan=not (no_scan or gva))
-        result = dump_guest(guest, options, pages, target, progress)
+        kernel = facts_of(guest) if options.format is DumpFormat.KDUMP else None
+        result = dump_guest(guest, options, pages, target, progress, kernel)
     space = "gva" if gva else "gpa"
     tell(result, pages, output, space)
     if as_json:

@@ -90,7 +90,7 @@ def summary(result: DumpResult, pages: PageMap, output: str, space: str) -> dict
                 "address": hexadecimal(placed.piece.address),
                 "gpa": hexadecimal(placed.piece.gpa),
                 "size": placed.piece.nbytes,
-                "offset": placed.offset,
+                "offset": placed.offset if result.format.value != "kdump" else None,
             }
             for placed in result.ranges
         ],

@@ -92,7 +92,7 @@ def dump_guest(
 
 def _select(guest: DumpSource, options: DumpOptions) -> tuple[int, int, list[Piece], list[Hole]]:
     if options.gva is None:
-        start, end = options.gpa or whole_ram(guest.slots)
+        start, end = options.gpa or whole_ram(guest.slots, rom_last=options.format is not DumpFormat.KDUMP)
         return start, end, *physical_pieces(guest.slots, start, end)
     if options.gpa is not None:
         raise errors.UsageError("--gpa and --gva exclude each other")

@@ -75,11 +75,16 @@ class Piece:
         return self.address + self.nbytes
 
 
-def whole_ram(slots: SlotMap) -> tuple[int, int]:
-    """From the first byte of the first slot to the end of the last."""
+def whole_ram(slots: SlotMap, *, rom_last: bool = True) -> tuple[int, int]:
+    """From the first byte of the first slot to the end of the last.
+
+    rom_last: with ROM that lies above all RAM. Without it a file ends where Linux thinks that memory does, which
+    makedumpfile takes for granted: it looks for the second bitmap at a place computed from that (1.7.2).
+    """
     if not len(slots):
         raise errors.UsageError("the VM has no memory slots", help="name them with --slot GPA:SIZE:HVA")
-    return slots.slots[0].gpa, slots.slots[-1].end
+    ends = [slot.end for slot in slots.slots if rom_last or not slot.readonly]
+    return slots.slots[0].gpa, ends[-1] if ends else slots.slots[-1].end
 
 
 def physical_pieces(slots: SlotMap, start: int, end: int) -> tuple[list[Piece], list[Hole]]:

@@ -18,6 +18,7 @@ from sevkvm import errors
 from sevkvm.abi.kdump import Utsname
 from sevkvm.dump import DumpFormat, DumpOptions, HoleReason, KernelFacts, dump_guest, kernel_facts, prepare
 from sevkvm.dump.kdump_plan import set_bits
+from sevkvm.memory.source import Slot, SlotMap
 from tests.support.fakeguest import PAGE, FakeGuest, ListedPages, UniformPages, pattern, vcpu_state
 from tests.support.kdumpread import KdumpFile
 
@@ -173,6 +174,17 @@ def test_the_header_tells_time_processors_and_notes(tmp_path):
     assert file.notes.count(b"CORE\0") == 2
     assert file.notes.count(b"QEMU\0") == 2
     assert b"VMCOREINFO\0\0" + file.vmcoreinfo in file.notes
+
+
+def test_rom_above_all_ram_is_only_there_if_it_was_asked_for(tmp_path):
+    guest = FakeGuest({0: pattern(4 * PAGE), 0x100000: pattern(2 * PAGE), 0x200000: pattern(2 * PAGE)})
+    guest.slots = SlotMap(
+        Slot(slot.gpa, slot.nbytes, slot.hva, slot.name, readonly=slot.gpa > 0x4000) for slot in guest.slots
+    )
+    assert dump(guest, tmp_path / "a").complete
+    assert KdumpFile(tmp_path / "a").ram == list(range(4))
+    dump(guest, tmp_path / "b", gpa=(0, 0x202000))
+    assert KdumpFile(tmp_path / "b").ram == [*range(4), 0x100, 0x101, 0x200, 0x201]
 
 
 def test_what_is_not_known_is_not_there(tmp_path):
