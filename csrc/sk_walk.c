@@ -17,14 +17,12 @@
 
 #define MAX_LEVEL 5
 #define PAGE_SHIFT 12
-#define GROUP 8
-#define WORD_BITS 64
+#define GROUP 8 /* of entries that are skipped together when all are empty */
 
 _Static_assert(SK_PRESENT == 1 && SK_WRITABLE == 2 && SK_USER == 4, "decode() copies these three as they are");
 _Static_assert(sizeof(struct sk_run) == 24 && offsetof(struct sk_run, page_nbytes) == 8 &&
                offsetof(struct sk_run, flags) == 16 && offsetof(struct sk_run, first) == 20 &&
                offsetof(struct sk_run, count) == 22, "Python unpacks arrays of struct sk_run");
-_Static_assert(SK_MAX_ENTRIES % WORD_BITS == 0 && WORD_BITS % GROUP == 0, "map_entries() goes by groups");
 
 struct shape {
 	uint32_t levels;
@@ -124,9 +122,8 @@ static inline uint64_t widen(uint64_t raw, uint64_t pse_high)
 }
 
 /* Flags and address of a present entry that was widened. */
-static inline uint32_t decode(const struct masks *masks, uint64_t raw, uint64_t *gpa)
+static inline uint32_t decode(const struct masks *masks, uint64_t raw, bool leaf, uint64_t *gpa)
 {
-	bool leaf = raw & masks->leaf_if;
 	uint32_t flags = ((uint32_t)raw & masks->own_flags) | masks->given_flags;
 
 	flags |= raw & masks->nx ? SK_NX : 0;
@@ -214,97 +211,74 @@ void sk_walk_entry(const struct sk_paging *paging, uint32_t level, uint64_t raw,
 	memset(out, 0, sizeof *out);
 	if (!(raw & ENTRY_PRESENT) || !masks_init(&masks, paging, level))
 		return;
-	out->flags = decode(&masks, widen(raw, masks.pse_high), &out->gpa);
+	out->flags = decode(&masks, widen(raw, masks.pse_high), raw & masks.leaf_if, &out->gpa);
 	if (out->flags & SK_LEAF)
 		out->page_nbytes = masks.page_nbytes;
 }
 
-/*
- * Which entries are present, and which continue the run of the one before them, as bit maps. The latter depends on
- * two neighbours alone, so the processor can look at several entries at a time.
- */
-static inline __attribute__((always_inline)) void map_entries(const struct masks *masks, const void *table,
-                                                              uint32_t nentries, uint32_t entry_nbytes,
-                                                              uint64_t pse_high, uint64_t *present,
-                                                              uint64_t *continued)
+static inline bool all_empty(const void *table, uint32_t first, uint32_t entry_nbytes)
 {
-	const uint64_t same = ENTRY_LOW_FLAGS | masks->leaf_if | masks->cbit | masks->nx | masks->leaf_reserved;
-	const uint64_t leaf = ENTRY_PRESENT | masks->leaf_if;
-	const uint64_t address = masks->leaf_address;
-	/* where there are no leaves nothing continues: no two addresses are 1 apart */
-	const uint64_t step = masks->leaf_if ? masks->page_nbytes : 1;
-	uint64_t before = 0;
+	uint64_t any = 0;
 
-	for (uint32_t start = 0; start < nentries; start += GROUP) {
-		uint64_t entries[GROUP], any = 0, here_present = 0, here_continued = 0;
-
-		for (uint32_t i = 0; i < GROUP; i++) {
-			entries[i] = load(table, start + i, entry_nbytes);
-			any |= entries[i];
-		}
-		if (!(any & ENTRY_PRESENT)) {
-			before = 0;
-			continue;
-		}
-		for (uint32_t i = 0; i < GROUP; i++) {
-			uint64_t raw = pse_high ? widen(entries[i], pse_high) : entries[i];
-			bool touches = (raw & address) - (before & address) == step;
-			bool agrees = !((raw ^ before) & same) & ((raw & leaf) == leaf);
-
-			here_present |= (raw & ENTRY_PRESENT) << i;
-			here_continued |= (uint64_t)(touches & agrees) << i;
-			before = raw;
-		}
-		present[start / WORD_BITS] |= here_present << start % WORD_BITS;
-		continued[start / WORD_BITS] |= here_continued << start % WORD_BITS;
-	}
+	for (uint32_t i = first; i < first + GROUP; i++)
+		any |= load(table, i, entry_nbytes);
+	return !(any & ENTRY_PRESENT);
 }
 
+/*
+ * For sk_walk_table, which calls it with constants, so that the compiler makes code for each width of entry and for
+ * level 1 (all_leaves), where most entries are.
+ */
 static inline __attribute__((always_inline)) size_t table_runs(const struct masks *masks, const void *table,
                                                                uint32_t nentries, uint32_t entry_nbytes,
-                                                               uint64_t pse_high, struct sk_run *out)
+                                                               uint64_t pse_high, bool all_leaves,
+                                                               struct sk_run *out)
 {
-	/* one word more: nothing continues beyond the end */
-	uint64_t present[SK_MAX_ENTRIES / WORD_BITS + 1] = { 0 }, continued[SK_MAX_ENTRIES / WORD_BITS + 1] = { 0 };
-	const uint32_t nwords = (nentries + WORD_BITS - 1) / WORD_BITS;
-	size_t nruns = 0, nended = 0;
+	const uint64_t run_bits = ENTRY_LOW_FLAGS | masks->leaf_if | masks->cbit | masks->nx | masks->leaf_reserved;
+	const uint64_t leaf_address = masks->leaf_address, page_nbytes = masks->page_nbytes;
+	uint32_t index = 0;
+	const struct sk_run *begin = out;
 
-	map_entries(masks, table, nentries, entry_nbytes, pse_high, present, continued);
-	for (uint32_t word = 0; word < nwords; word++) {
-		uint64_t next = continued[word] >> 1 | continued[word + 1] << (WORD_BITS - 1);
+	while (index < nentries) {
+		uint64_t raw = widen(load(table, index, entry_nbytes), pse_high), gpa;
+		uint32_t first = index++, flags;
+		bool leaf = all_leaves || raw & masks->leaf_if;
 
-		for (uint64_t first = present[word] & ~continued[word]; first; first &= first - 1) {
-			uint32_t index = word * WORD_BITS + (uint32_t)__builtin_ctzll(first);
-			struct sk_run *run = &out[nruns++];
-
-			run->flags = decode(masks, widen(load(table, index, entry_nbytes), pse_high), &run->gpa);
-			run->page_nbytes = run->flags & SK_LEAF ? masks->page_nbytes : 0;
-			run->first = (uint16_t)index;
+		if (!(raw & ENTRY_PRESENT)) {
+			while (index % GROUP == 0 && index + GROUP <= nentries && all_empty(table, index, entry_nbytes))
+				index += GROUP;
+			continue;
 		}
-		for (uint64_t last = present[word] & ~next; last; last &= last - 1) {
-			uint32_t index = word * WORD_BITS + (uint32_t)__builtin_ctzll(last);
-			struct sk_run *run = &out[nended++];
+		flags = decode(masks, raw, leaf, &gpa);
+		if (leaf) {
+			uint64_t same_bits = raw & run_bits, next_gpa = gpa + page_nbytes;
 
-			run->count = (uint16_t)(index - run->first + 1);
+			for (; index < nentries; index++, next_gpa += page_nbytes) {
+				raw = widen(load(table, index, entry_nbytes), pse_high);
+				if ((raw & leaf_address) != next_gpa || (raw & run_bits) != same_bits)
+					break;
+			}
 		}
+		out->gpa = gpa;
+		out->page_nbytes = leaf ? page_nbytes : 0;
+		out->flags = flags;
+		out->first = (uint16_t)first;
+		out->count = (uint16_t)(index - first);
+		out++;
 	}
-	return nruns;
+	return (size_t)(out - begin);
 }
 
 size_t sk_walk_table(const struct sk_paging *paging, uint32_t level, const void *table, struct sk_run *out)
 {
 	const uint32_t nentries = sk_walk_nentries(paging, level);
-	uint64_t padded[GROUP] = { 0 };
 	struct masks masks;
 
 	if (!masks_init(&masks, paging, level))
 		return 0;
-	if (nentries < GROUP) {
-		memcpy(padded, table, sk_walk_table_nbytes(paging, level));
-		return table_runs(&masks, padded, GROUP, sizeof(uint64_t), 0, out);
-	}
-	/* written out, so that the compiler makes code for each size of entry */
-	if (shape_of(paging)->entry_nbytes == sizeof(uint64_t))
-		return table_runs(&masks, table, nentries, sizeof(uint64_t), 0, out);
-	return table_runs(&masks, table, nentries, sizeof(uint32_t), masks.pse_high, out);
+	if (shape_of(paging)->entry_nbytes != sizeof(uint64_t))
+		return table_runs(&masks, table, nentries, sizeof(uint32_t), masks.pse_high, false, out);
+	if (level == 1)
+		return table_runs(&masks, table, nentries, sizeof(uint64_t), 0, true, out);
+	return table_runs(&masks, table, nentries, sizeof(uint64_t), 0, false, out);
 }
