@@ -61,7 +61,7 @@ enum sk_status sk_cache_create(size_t npages, uint64_t seed, struct sk_cache **o
 	cache->nslots = (uint32_t)npages;
 	cache->seed = seed | 1;
 	cache->classes[0] = cache->classes[1] = (struct class){ NONE, NONE };
-	cache->pages = malloc(npages * SK_CACHE_PAGE_NBYTES);
+	cache->pages = aligned_alloc(SK_CACHE_PAGE_NBYTES, npages * SK_CACHE_PAGE_NBYTES);
 	cache->slots = calloc(npages, sizeof cache->slots[0]);
 	cache->heads = malloc(nheads * sizeof cache->heads[0]);
 	if (!cache->pages || !cache->slots || !cache->heads) {

@@ -32,7 +32,7 @@ uint32_t sk_cache_find(const struct sk_cache *cache, uint64_t gpa);
 /* Keep a page that is not in the cache, or (page is NULL) that it cannot be read. level: what it was fetched for. */
 void sk_cache_put(struct sk_cache *cache, uint64_t gpa, const void *page, uint32_t level);
 
-/* A slot's 4096 bytes, NULL if they cannot be read; valid while it is pinned, or until the next put. */
+/* A slot's 4096 bytes, page-aligned; NULL if they cannot be read; valid while it is pinned, or until the next put. */
 const void *sk_cache_page(const struct sk_cache *cache, uint32_t slot);
 
 /* Visit a slot at a level: it stays until it has been unpinned as often as it was pinned. */

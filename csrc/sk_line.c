@@ -6,15 +6,21 @@
 
 #define HEX_DIGITS 16
 
-/* Letters of `info tlb` in the order they are printed, and the bit of the entry that each stands for. */
-static const struct {
-	char letter;
-	uint8_t bit;
-} letters[] = {
-	{ 'X', 63 }, { 'G', 8 }, { 'P', 7 }, { 'D', 6 }, { 'A', 5 }, { 'C', 4 }, { 'T', 3 }, { 'U', 2 }, { 'W', 1 },
-};
+#define FOUR 4
+#define NX_BIT 63
+#define PS_BIT 7
 
-_Static_assert(SK_LINE_LEAF_NBYTES == 2 * HEX_DIGITS + 3 + sizeof letters / sizeof letters[0] + 1, "one line");
+/* Letters of `info tlb` after X: those of the entry's bits 8 to 5, and 4 to 1. */
+#define LETTERS(bits, a, b, c, d)                                                                    \
+	{ (bits) & 8 ? (a) : '-', (bits) & 4 ? (b) : '-', (bits) & 2 ? (c) : '-', (bits) & 1 ? (d) : '-' }
+#define ALL_LETTERS(a, b, c, d)                                                                      \
+	{ LETTERS(0, a, b, c, d), LETTERS(1, a, b, c, d), LETTERS(2, a, b, c, d), LETTERS(3, a, b, c, d), \
+	  LETTERS(4, a, b, c, d), LETTERS(5, a, b, c, d), LETTERS(6, a, b, c, d), LETTERS(7, a, b, c, d), \
+	  LETTERS(8, a, b, c, d), LETTERS(9, a, b, c, d), LETTERS(10, a, b, c, d), LETTERS(11, a, b, c, d), \
+	  LETTERS(12, a, b, c, d), LETTERS(13, a, b, c, d), LETTERS(14, a, b, c, d), LETTERS(15, a, b, c, d) }
+
+static const char bits_8_to_5[16][FOUR] = ALL_LETTERS('G', 'P', 'D', 'A');
+static const char bits_4_to_1[16][FOUR] = ALL_LETTERS('C', 'T', 'U', 'W');
 
 /* 0..15 in every byte to its hexadecimal digit, eight at a time. */
 static uint64_t digits_of(uint64_t nibbles)
@@ -46,15 +52,16 @@ static char *put_hex(char *out, uint64_t value)
 void sk_line_leaf(char out[SK_LINE_LEAF_NBYTES], uint64_t gva, uint64_t gpa, uint64_t entry, int large)
 {
 	if (!large)
-		entry &= ~(1ULL << 7);
+		entry &= ~(1ULL << PS_BIT);
 	out = put_hex(out, gva);
 	*out++ = ':';
 	*out++ = ' ';
 	out = put_hex(out, gpa);
 	*out++ = ' ';
-	for (size_t i = 0; i < sizeof letters / sizeof letters[0]; i++)
-		*out++ = entry >> letters[i].bit & 1 ? letters[i].letter : '-';
-	*out = '\n';
+	*out++ = entry >> NX_BIT ? 'X' : '-';
+	memcpy(out, bits_8_to_5[entry >> 5 & 15], FOUR);
+	memcpy(out + FOUR, bits_4_to_1[entry >> 1 & 15], FOUR);
+	out[2 * FOUR] = '\n';
 }
 
 void sk_line_run(char out[SK_LINE_RUN_NBYTES], uint64_t start, uint64_t end, uint64_t nbytes, uint32_t flags)

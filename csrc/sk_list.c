@@ -11,6 +11,7 @@
 #include "sk_summary.h"
 
 #define MAX_LEVELS 5
+#define NENTRIES 512 /* of a page table with entries of 8 bytes */
 #define PAGE_OFFSET 0xfffULL
 
 #define STEP_BUDGET (1U << 18)  /* runs of entries and records of one step: a few milliseconds */
@@ -28,6 +29,12 @@ static const size_t record_nbytes[] = {
 	[SK_LIST_RUNS] = sizeof(struct sk_list_run),
 	[SK_LIST_LEAVES_TEXT] = SK_LINE_LEAF_NBYTES,
 	[SK_LIST_RUNS_TEXT] = SK_LINE_RUN_NBYTES,
+};
+
+/* Four entries of 8 bytes, two to a register. */
+struct entries {
+	uint64_t low __attribute__((vector_size(16)));
+	uint64_t high __attribute__((vector_size(16)));
 };
 
 /* A table on a path, decoded, and where the path goes on from it. */
@@ -60,8 +67,10 @@ struct sk_list {
 	struct sk_paging paging;
 	struct sk_list_options options;
 	uint32_t levels;
+	uint32_t shifts[MAX_LEVELS + 1]; /* sk_walk_shift by level */
 	uint32_t sign_bit; /* of an address; all bits above are equal to it. 64: there are none */
 	uint64_t last;     /* the last address before sign extension */
+	uint64_t flag_bits; /* of an entry of level 1: those that its flags depend on. 0: entries are not of 8 bytes */
 	struct sk_list_range *ranges; /* before sign extension, ascending, apart */
 	size_t nranges;
 	size_t range;      /* the first that does not end before the cursor */
@@ -117,7 +126,7 @@ static uint32_t seen_through(uint32_t entry, uint32_t flags)
 
 static uint64_t entry_start(const struct sk_list *list, const struct place *place, uint32_t index)
 {
-	return place->base + ((uint64_t)index << sk_walk_shift(&list->paging, place->level));
+	return place->base + ((uint64_t)index << list->shifts[place->level]);
 }
 
 /* Step over ranges that end before address; false: there is none left. */
@@ -247,6 +256,49 @@ static const void *table_in(const struct sk_list *list, uint32_t slot, uint64_t 
 	return page;
 }
 
+/* The bits of an entry of level 1, which is always a leaf, that make a difference to its flags. */
+static uint64_t flag_bits_of(const struct sk_paging *paging)
+{
+	struct sk_entry bare, other;
+	uint64_t bits = SK_PRESENT;
+
+	sk_walk_entry(paging, 1, SK_PRESENT, &bare);
+	for (uint32_t bit = 1; bit < 64; bit++) {
+		sk_walk_entry(paging, 1, SK_PRESENT | 1ULL << bit, &other);
+		if (other.flags != bare.flags)
+			bits |= 1ULL << bit;
+	}
+	return bits;
+}
+
+/*
+ * Most page tables are all alike, which is seen much faster than they are decoded. True: nruns runs stand in runs;
+ * their gpas are left out, since runs of rights do not tell them.
+ */
+static bool decode_alike(const struct sk_list *list, const void *table, struct sk_run *runs, uint32_t *nruns)
+{
+	const struct entries *entries = table;
+	struct entries any = entries[0], all = entries[0];
+	struct sk_entry entry;
+
+	for (uint32_t i = 1; i < NENTRIES / 4; i++) {
+		any.low |= entries[i].low;
+		all.low &= entries[i].low;
+		any.high |= entries[i].high;
+		all.high &= entries[i].high;
+	}
+	any.low |= any.high;
+	all.low &= all.high;
+	*nruns = 0;
+	if (!((any.low[0] | any.low[1]) & SK_PRESENT))
+		return true;
+	if (((any.low[0] | any.low[1]) ^ (all.low[0] & all.low[1])) & list->flag_bits)
+		return false;
+	sk_walk_entry(&list->paging, 1, entries->low[0], &entry);
+	runs[(*nruns)++] = (struct sk_run){ 0, entry.page_nbytes, entry.flags, 0, NENTRIES };
+	return true;
+}
+
 /* The path */
 
 /* Go into the table that a slot holds. False: it cannot be read. */
@@ -268,7 +320,8 @@ static bool enter(struct sk_list *list, uint32_t slot, uint64_t gpa, struct plac
 	list->totals.tables[place.level] += frame->fresh;
 	frame->place = place;
 	frame->place.runs = frame->runs;
-	frame->place.nruns = (uint32_t)sk_walk_table(&list->paging, place.level, table, frame->runs);
+	if (place.level > 1 || !list->flag_bits || !decode_alike(list, table, frame->runs, &frame->place.nruns))
+		frame->place.nruns = (uint32_t)sk_walk_table(&list->paging, place.level, table, frame->runs);
 	frame->place.run = 0;
 	frame->table = table;
 	frame->gpa = gpa;
@@ -598,7 +651,6 @@ size_t sk_list_wanted(const struct sk_list *list, const uint64_t **gpas)
 
 void sk_list_supply(struct sk_list *list, const void *page)
 {
-	bool again = false;
 	uint64_t gpa;
 
 	if (!list->nwanted)
@@ -606,13 +658,11 @@ void sk_list_supply(struct sk_list *list, const void *page)
 	gpa = list->wanted[list->nsupplied];
 	sk_cache_put(list->cache, gpa, page, list->wanted_level);
 	if (page) {
-		for (uint32_t level = 1; level <= list->levels; level++) {
-			const struct sk_summary *known = sk_summaries_find(list->summaries, gpa, level);
-
-			again |= known && known->fetched;
-		}
+		if (sk_summaries_fetched(list->summaries, gpa))
+			list->totals.refetched++;
+		else
+			list->totals.fetched++;
 		sk_summaries_put(list->summaries, gpa, list->wanted_level)->fetched = 1;
-		*(again ? &list->totals.refetched : &list->totals.fetched) += 1;
 	}
 	if (++list->nsupplied == list->nwanted)
 		list->nwanted = 0;
@@ -696,6 +746,8 @@ enum sk_status sk_list_create(const struct sk_paging *paging, const struct sk_li
 	list->paging = *paging;
 	list->options = *options;
 	list->levels = levels;
+	for (uint32_t level = 1; level <= levels; level++)
+		list->shifts[level] = sk_walk_shift(paging, level);
 	list->sign_bit = levels == 5 ? 56 : levels == 4 ? 47 : 64;
 	list->last = levels < 4 ? UINT32_MAX : (2ULL << list->sign_bit) - 1;
 	if (options->kind == SK_LIST_RUNS_TEXT)
@@ -716,6 +768,8 @@ enum sk_status sk_list_create(const struct sk_paging *paging, const struct sk_li
 	list->window = sk_cache_npages(list->cache) / 8;
 	if (list->window > SK_LIST_MAX_WANTED)
 		list->window = SK_LIST_MAX_WANTED;
+	if (makes_runs(list) && sk_walk_nentries(paging, 1) == NENTRIES)
+		list->flag_bits = flag_bits_of(paging);
 	set_ranges(list, ranges, nranges);
 	*out = list;
 	return SK_OK;

@@ -32,10 +32,10 @@ static bool holds(const struct sk_summary *place, uint64_t key)
 	return ((uint64_t)place->page << 3 | place->level) == key;
 }
 
-/* Number `probe` of the places where a key may be. */
+/* Number `probe` of the places where a key may be: the same for all levels of a page. */
 static struct sk_summary *place_of(const struct sk_summaries *map, uint64_t key, size_t probe)
 {
-	size_t home = (size_t)((key * map->seed) >> map->hash_shift);
+	size_t home = (size_t)(((key >> 3) * map->seed) >> map->hash_shift);
 
 	return &map->places[(home + probe) & (map->room - 1)];
 }
@@ -90,6 +90,21 @@ struct sk_summary *sk_summaries_find(const struct sk_summaries *map, uint64_t gp
 			return NULL;
 	}
 	return NULL;
+}
+
+int sk_summaries_fetched(const struct sk_summaries *map, uint64_t gpa)
+{
+	uint64_t key = key_of(gpa, 0);
+
+	for (size_t probe = 0; probe < PROBES; probe++) {
+		const struct sk_summary *place = place_of(map, key, probe);
+
+		if (!place->level)
+			return 0;
+		if (place->fetched && place->page == key >> 3)
+			return 1;
+	}
+	return 0;
 }
 
 /* The first free place for a key, NULL if there is none within reach. */

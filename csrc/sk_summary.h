@@ -39,6 +39,9 @@ struct sk_summary *sk_summaries_find(const struct sk_summaries *map, uint64_t gp
 /* The same, made if need be, with nothing known. */
 struct sk_summary *sk_summaries_put(struct sk_summaries *map, uint64_t gpa, uint32_t level);
 
+/* Were the bytes of this page handed in, as a table of any level? */
+int sk_summaries_fetched(const struct sk_summaries *map, uint64_t gpa);
+
 /* Has something been forgotten? */
 int sk_summaries_forgot(const struct sk_summaries *map);
 
