@@ -172,11 +172,13 @@ class CountingReader:
         self.fetched: Counter[int] = Counter()
         self.batches = 0
         self.caching = caching
+        self.kept = 0
 
     def read_tables(self, gpas: Sequence[int], *, keep: bool = True) -> list[bytes | None]:
         assert len(set(gpas)) == len(gpas), "asked for a table twice in one batch"
         assert all(gpa % 4096 == 0 for gpa in gpas)
         wanted = [gpa for gpa in gpas if not (self.caching and gpa in self.fetched)]
         self.batches += bool(wanted)
+        self.kept += keep
         self.fetched.update(wanted)
         return [self.pages.get(gpa) for gpa in gpas]
