@@ -29,7 +29,7 @@ struct sk_summary {
 
 struct sk_summaries;
 
-/* max: how many are kept, about. seed: where a page hashes to; a guest must not know it. */
+/* max: how many are kept, about; never fewer than 1024 have room. seed: where a page hashes to; a guest must not know it. */
 enum sk_status sk_summaries_create(size_t max, uint64_t seed, struct sk_summaries **out, struct sk_error *err);
 void sk_summaries_destroy(struct sk_summaries *map);
 

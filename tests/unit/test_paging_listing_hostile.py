@@ -254,10 +254,10 @@ def test_a_small_cache_costs_fetches_and_no_truth() -> None:
 
 def test_few_summaries_cost_time_and_no_truth() -> None:
     tables = Tables(4, 47)
-    for table in range(700):
+    for table in range(1100):
         tables.map(table * MIB2 + KIB4, table * KIB4)
     listing = Listing(tables.reader(), tables.form, limits=ListLimits(summaries=4))
-    assert [leaf.gva for leaf in listing.leaves()] == [table * MIB2 + KIB4 for table in range(700)]
+    assert [leaf.gva for leaf in listing.leaves()] == [table * MIB2 + KIB4 for table in range(1100)]
     assert listing.report.limits_hit == ("summaries",)
 
 
