@@ -73,7 +73,7 @@ class KernelFinder:
 
     def _tell_kernel(self, search: Search, before: int) -> None:
         cost = f"{self._commands() - before} firmware commands"
-        if search.cbit_pos is None:
+        if not self._memory.encrypted:
             cost = f"{search.pages} pages read"
         if not isinstance(self._kernel, Kernel):
             self.shortfall = _shortfall(search)

@@ -13,12 +13,12 @@ import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from sevkvm.abi.x86 import PAGE_NBYTES, PTE_P, PTE_PS
+from sevkvm.abi.x86 import PAGE_NBYTES, PTE_ADDRESS_MASK, PTE_P, PTE_PS
 from sevkvm.errors import BadGuestData
 from sevkvm.linux.pointers import IMAGE_NBYTES
 from sevkvm.linux.tables import check_root, proved
 from sevkvm.linux.vmcoreinfo import START_KERNEL_MAP
-from sevkvm.paging.form import PagingForm, PagingMode
+from sevkvm.paging.form import MIN_CBIT, PagingForm, PagingMode
 from sevkvm.paging.walk import Walker
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ STRIDE_NBYTES: Final = 2 << 20
 SAMPLES_MAX: Final = 1 << 15  # of a guest of 64 GiB all; of a larger one those, or until a kernel is found
 _HEAD: Final = struct.Struct("<QQ")  # a firmware command reads whole blocks of 16 bytes
 _TABLE: Final = struct.Struct("<512Q")
-_CANDIDATES_MAX: Final = 64  # of top tables behind one stack: each is walked from several hundred times
+# A guest may put stacks and tables everywhere; a stack of some other task is at a sample once in 512.
+_STACKS_MAX: Final = 256
+_CANDIDATES_MAX: Final = 16  # of top tables behind one stack: each is walked from several hundred times
 
 
 class KernelData(NamedTuple):
@@ -41,7 +43,7 @@ class KernelData(NamedTuple):
 
 def kernels(search: Search) -> Iterator[KernelData]:
     """Every kernel whose data begins at a sample, in ascending order of gpa."""
-    found = False
+    found, stacks = False, 0
     for number, gpa in enumerate(_samples(search)):
         if found and number >= SAMPLES_MAX:
             return
@@ -51,6 +53,10 @@ def kernels(search: Search) -> Iterator[KernelData]:
                 return
             continue
         if _HEAD.unpack(head)[0] == STACK_END_MAGIC:
+            stacks += 1
+            if stacks > _STACKS_MAX:
+                search.refuse("more stacks at multiples of 2 MiB than any guest has")
+                return
             for kernel in _behind(search, gpa):
                 found = True
                 yield kernel
@@ -65,9 +71,12 @@ def _samples(search: Search) -> Iterator[int]:
 def _behind(search: Search, stack_gpa: int) -> Iterator[KernelData]:
     """The kernel whose first stack is at ``stack_gpa``: its top table within the next 2 MiB; at most one."""
     tried = 0
+    stray: set[int] = set()
     for gpa, data in search.chunks(stack_gpa, stack_gpa + STRIDE_NBYTES):
         for at in range(0, len(data), PAGE_NBYTES):
-            if not _looks_like_top(_TABLE.unpack_from(data, at), search.cbit_pos):
+            entries = _TABLE.unpack_from(data, at)
+            stray |= _stray_bits(search, entries)
+            if not _looks_like_top(entries, search.cbit_pos):
                 continue
             tried += 1
             if tried > _CANDIDATES_MAX:
@@ -77,7 +86,24 @@ def _behind(search: Search, stack_gpa: int) -> Iterator[KernelData]:
             if kernel is not None:
                 yield kernel
                 return
-    search.refuse(f"gpa 0x{stack_gpa:x}: a stack, but no page tables of a kernel behind it")
+    why = f"gpa 0x{stack_gpa:x}: a stack, but no page tables of a kernel behind it"
+    if len(stray) == 1:
+        why += f" unless the C-bit is bit {stray.pop()}"
+    search.refuse(why)
+
+
+def _stray_bits(search: Search, entries: tuple[int, ...]) -> set[int]:
+    """The bit that all entries of the kernel's half have beyond RAM: the C-bit of a guest that is said to have another.
+
+    Empty where there is no such bit.
+    """
+    upper = [entry & PTE_ADDRESS_MASK for entry in entries[256:] if entry & PTE_P]
+    bits = {address.bit_length() - 1 for address in upper if search.memory.slots.find(address) is None}
+    bits = {bit for bit in bits if bit >= MIN_CBIT and bit != search.cbit_pos}
+    if len(bits) != 1 or len(upper) < 2 or not entries[511] & PTE_P:
+        return set()
+    (bit,) = bits
+    return bits if all(search.memory.slots.find(address & ~(1 << bit)) for address in upper) else set()
 
 
 def _looks_like_top(entries: tuple[int, ...], cbit_pos: int | None) -> bool:

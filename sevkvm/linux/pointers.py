@@ -7,6 +7,7 @@ that costs a few thousand pages at most, and of page-aligned kernel addresses th
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from sevkvm.abi.x86 import PAGE_MASK
@@ -28,7 +29,7 @@ _POINTERS_MAX: Final = 1 << 14
 def maps_kernel(search: Search, form: PagingForm) -> bool:
     """Do these tables map anything where a kernel's image is?"""
     pieces = Walker(search.memory, form).pieces(START_KERNEL_MAP, IMAGE_NBYTES)
-    return any(piece.gpa is not None for piece, _ in zip(pieces, range(_PIECES_MAX), strict=False))
+    return any(piece.gpa is not None for piece in islice(pieces, _PIECES_MAX))
 
 
 def notes(search: Search, form: PagingForm, start_gva: int = START_KERNEL_MAP) -> Iterator[VmcoreInfo]:
@@ -53,7 +54,10 @@ def _writable(search: Search, form: PagingForm, start_gva: int) -> Iterator[tupl
     """``(gpa, nbytes)`` of the image's private writable memory in order of gva, in chunks."""
     start = end = 0
     pieces = Walker(search.memory, form).pieces(start_gva, START_KERNEL_MAP + IMAGE_NBYTES - start_gva)
-    for piece, _ in zip(pieces, range(_PIECES_MAX), strict=False):
+    for number, piece in enumerate(pieces):
+        if number == _PIECES_MAX:
+            search.refuse("the kernel's image is mapped in more pieces than any kernel's")
+            break
         gpa = proved(piece.translation, search.cbit_pos)
         if gpa is None or not piece.translation.writable:
             continue

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from sevkvm.attach.offline import DumpOptions, open_dump
 from sevkvm.lab.debian import LabUnavailable
 from sevkvm.lab.emulator import Machine
 from sevkvm.lab.files import mapped
@@ -140,3 +141,15 @@ def test_what_is_not_the_cbit_leads_nowhere(case: Case) -> None:
     search = Search(case.memory, wrong, limit_pages=20_000)
     assert find_kernel(search) is None
     assert search.refused
+
+
+def test_in_a_dump_without_registers(case: Case) -> None:
+    said: list[str] = []
+    with open_dump(DumpOptions(str(case.linux.ram), "raw", cbit_pos=case.cbit), warn=said.append) as guest:
+        assert guest.paging() == case.kernel_form
+        info = guest.vmcoreinfo()
+        assert_told_by_the_guest(info, case)
+        assert info is not None
+        version = guest.read_virtual(int(case.fact("symbol.linux_banner"), 16), 64)
+        assert case.fact("version").encode().startswith(version)
+    assert any(f"page tables of Linux {info.osrelease}, found" in text for text in said)

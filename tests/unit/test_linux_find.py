@@ -6,8 +6,11 @@ import struct
 from itertools import pairwise
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sevkvm.errors import BadGuestData
+from sevkvm.linux import pointers
 from sevkvm.linux.find import find_kernel, find_note
 from sevkvm.linux.ram import CHUNK_NBYTES, Search
 from sevkvm.linux.sweep import order
@@ -184,6 +187,54 @@ def test_stacks_without_tables_cost_little_and_are_told() -> None:
     assert search.pages == 32 + 512 + 128 + 896 + 2
 
 
+@pytest.mark.parametrize(("real", "taken"), [(51, None), (47, 51), (51, 47)])
+def test_another_cbit_is_named(real: int, taken: int | None) -> None:
+    ram = FakeRam(32 * MIB, real)
+    ram.add_kernel(data_gpa=8 * MIB, note_gpa=NOTE)
+    search = Search(ram, taken)
+    assert find_kernel(search) is None
+    assert f"unless the C-bit is bit {real}" in search.refused[0]
+
+
+def test_a_kernel_mapped_in_too_many_pieces_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pointers, "_PIECES_MAX", 2000)
+    ram = FakeRam(32 * MIB)
+    kernel = ram.add_kernel(data_gpa=8 * MIB, note_gpa=NOTE, pointers=False)
+    # all 1 GiB of the image by 4 KiB pages, through one table of level 1
+    upper = int.from_bytes(ram.ram[kernel.root_gpa + 511 * 8 :][:8], "little") & ~0xFFF
+    middle = int.from_bytes(ram.ram[upper + 510 * 8 :][:8], "little") & ~0xFFF
+    ram.put(30 * MIB, struct.pack("<512Q", *(20 * MIB + 2 * PAGE * (at % 2) | 3 for at in range(512))))
+    ram.put(middle, struct.pack("<512Q", *[30 * MIB | 3] * 512))
+    search = Search(ram, None)
+    assert list(pointers.notes(search, form(kernel, 4, None))) == []
+    assert search.pages == 2000
+    assert any("more pieces" in why for why in search.refused)
+
+
+ENTRY = st.one_of(st.integers(0, 2**64 - 1), st.integers(0, 2047).map(lambda page: page * PAGE | 3))
+
+
+@settings(max_examples=30)
+@given(
+    st.lists(st.lists(ENTRY, min_size=1, max_size=8), min_size=1, max_size=6), st.sampled_from([None, 47, 51])
+)
+def test_hostile_tables_behind_a_stack(tables: list[list[int]], cbit: int | None) -> None:
+    ram = FakeRam(8 * MIB, cbit)
+    ram.put(4 * MIB, STACK_END)
+    for number, entries in enumerate(tables):
+        words = [0] * 512
+        for at, entry in enumerate(entries):
+            words[511 - 100 * at % 512] = entry | ram_cbit(cbit) | 1
+        ram.put(4 * MIB + (number + 1) * PAGE, struct.pack("<512Q", *words))
+    search = Search(ram, cbit)
+    assert find_kernel(search) is None
+    assert search.pages == len(ram.pages_peeked) <= 2 * 8 * MIB // PAGE
+
+
+def ram_cbit(cbit: int | None) -> int:
+    return 0 if cbit is None else 1 << cbit
+
+
 def test_many_false_tops_are_bounded() -> None:
     ram = FakeRam(8 * MIB)
     ram.put(2 * MIB, STACK_END)
@@ -194,6 +245,17 @@ def test_many_false_tops_are_bounded() -> None:
     search = Search(ram, None)
     assert find_kernel(search) is None
     assert "more tables" in search.refused[0]
+
+
+def test_many_false_stacks_are_bounded() -> None:
+    ram = FakeRam(600 * MIB)
+    for gpa in range(0, 600 * MIB, 2 * MIB):
+        ram.put(gpa, STACK_END)
+    ram.slots = SlotMap(Slot(gpa, PAGE, 0x1000_0000 + gpa) for gpa in range(0, 600 * MIB, 2 * MIB))
+    search = Search(ram, None)
+    assert find_kernel(search) is None
+    assert search.refused_count == 256 + 1
+    assert search.pages == 257 + 256 + 300
 
 
 def test_the_limit_is_kept_and_told() -> None:
