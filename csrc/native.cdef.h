@@ -55,8 +55,6 @@ uint32_t sk_walk_levels(const struct sk_paging *paging);
 uint32_t sk_walk_nentries(const struct sk_paging *paging, uint32_t level);
 uint32_t sk_walk_shift(const struct sk_paging *paging, uint32_t level);
 uint32_t sk_walk_table_nbytes(const struct sk_paging *paging, uint32_t level);
-uint64_t sk_walk_raw(const struct sk_paging *paging, uint32_t level, const void *table, uint32_t index);
-uint32_t sk_walk_index(const struct sk_paging *paging, uint64_t gva, uint32_t level);
 int sk_walk_canonical(const struct sk_paging *paging, uint64_t gva);
 void sk_walk_entry(const struct sk_paging *paging, uint32_t level, uint64_t raw, struct sk_entry *out);
 size_t sk_walk_table(const struct sk_paging *paging, uint32_t level, const void *table, struct sk_run *out);

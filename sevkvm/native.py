@@ -304,9 +304,10 @@ class TableDecoder:
     """Page-table entries of one paging form. Its buffers are reused: one thread at a time.
 
     ``mode``: one of ``enum sk_paging_mode``. ``levels``: its tables by level, from 1 (PT); index 0 is unused.
+    ``stored``: an entry as it lies in a table.
     """
 
-    __slots__ = ("_entry", "_runs", "levels", "paging")
+    __slots__ = ("_entry", "_runs", "levels", "paging", "stored")
 
     def __init__(self, mode: int, *, nx: bool, cbit_mask: int, address_mask: int) -> None:
         paging: Any = ffi.new("struct sk_paging *")
@@ -325,11 +326,7 @@ class TableDecoder:
             )
             for level in range(lib.sk_walk_levels(paging) + 1)
         )
-
-    def raw(self, level: int, table: bytes, index: int) -> int:
-        """The entry as stored, zero-extended; 0 beyond the table's end."""
-        self._check(level, table)
-        return int(lib.sk_walk_raw(self.paging, level, ffi.from_buffer(table), index))
+        self.stored = struct.Struct("<I" if self.levels[-1].nentries == _MAX_ENTRIES else "<Q")
 
     def canonical(self, gva: int) -> bool:
         """Can it be translated: canonical in long mode, below 4 GiB in the other modes?"""
@@ -343,13 +340,10 @@ class TableDecoder:
 
     def table(self, level: int, table: bytes) -> list[TableRun]:
         """The present entries of a table: leaves merged to runs, each entry to a table by itself."""
-        self._check(level, table)
-        count = lib.sk_walk_table(self.paging, level, ffi.from_buffer(table), self._runs)
-        return list(map(TableRun._make, _RUN.iter_unpack(ffi.buffer(self._runs, count * _RUN.size))))
-
-    def _check(self, level: int, table: bytes) -> None:
         if not 1 <= level < len(self.levels) or len(table) != self.levels[level].table_nbytes:
             raise ValueError(f"{len(table)} bytes are no table of level {level}")
+        count = lib.sk_walk_table(self.paging, level, ffi.from_buffer(table), self._runs)
+        return list(map(TableRun._make, _RUN.iter_unpack(ffi.buffer(self._runs, count * _RUN.size))))
 
 
 class TableScan:

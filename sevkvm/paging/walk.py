@@ -60,6 +60,7 @@ class Walker:
         self._form = form
         self._decoder = decoder_for(form)
         self._shapes = self._decoder.levels
+        self._unpack, self._entry_nbytes = self._decoder.stored.unpack_from, self._decoder.stored.size
         # of one half of the addresses in long mode; in the other modes they have no halves
         self._canonical_nbytes = 1 << self._shapes[-1].shift + 8 if form.mode.long else _LEGACY_END
         self._path: list[_Frame] = []
@@ -82,7 +83,7 @@ class Walker:
             level, table_gpa, table, _, _, steps, inherited = frame
             shape = self._shapes[level]
             index = gva >> shape.shift & shape.nentries - 1
-            raw = self._decoder.raw(level, table, index)
+            raw = self._unpack(table, index * self._entry_nbytes)[0]
             gpa, page_nbytes, flags = self._decoder.entry(level, raw)
             steps = (*steps, WalkStep(level, table_gpa, index, raw, raw & cbit_mask != 0))
             if not flags & _PRESENT:
