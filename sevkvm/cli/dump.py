@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sevkvm.cli.command import command as sevkvm_command
-from sevkvm.cli.dump_kernel import facts_of
+from sevkvm.cli.dump_beside import Beside, options_json
 from sevkvm.cli.dump_report import summary, tell
 from sevkvm.cli.options import GuestSession, guest_options, json_option
 from sevkvm.cli.progress import progress_bar
 from sevkvm.cli.run import warn
-from sevkvm.cli.values import RANGE, Range
+from sevkvm.cli.values import RANGE, SIZE, Range
 from sevkvm.errors import EXIT_HOLES
 
 if TYPE_CHECKING:
@@ -66,7 +66,17 @@ if TYPE_CHECKING:
     "kept, with memory at gpa | C-bit too (elf). auto: strip for elf and kdump if it can be done, else as it is.",
 )
 @click.option("--live", is_flag=True, help="Let the guest run meanwhile: not one moment in time.")
+@click.option(
+    "--split", type=SIZE, metavar="SIZE", help="FILE.000, FILE.001, ... of this size; cat joins them."
+)
+@click.option("--sha256", is_flag=True, help="Write FILE.sha256, for `sha256sum -c`.")
+@click.option(
+    "--manifest", is_flag=True, help="Write FILE.json: host, guest, options, time, what is missing."
+)
 @click.option("--force", is_flag=True, help="Overwrite FILE.")
+@click.option(
+    "--no-space-check", is_flag=True, help="Begin even if FILE may turn out too large for its file system."
+)
 @click.option(
     "--no-scan",
     is_flag=True,
@@ -83,7 +93,11 @@ def command(
     gva: Range | None,
     cbit: str,
     live: bool,
+    split: int | None,
+    sha256: bool,
+    manifest: bool,
     force: bool,
+    no_space_check: bool,
     no_scan: bool,
     as_json: bool,
 ) -> None:
@@ -95,11 +109,13 @@ def command(
     kdump leaves out ROM above all RAM, unless --gpa asks for it.
     --json prints a summary on stdout, or on stderr with -o -.
     """
-    from sevkvm.dump import CbitMode, DumpFormat, DumpOptions, check, dump_guest, prepare
+    from sevkvm.dump import CbitMode, DumpFormat, DumpOptions, check, dump_guest
 
     if gpa and gva:
         raise click.UsageError("--gpa and --gva exclude each other", click.get_current_context())
-    target = prepare(output, force=force)
+    beside = Beside(
+        output, force=force, split=split, check_space=not no_space_check, sha256=sha256, manifest=manifest
+    )
     options = DumpOptions(
         DumpFormat(file_format),
         gpa=(gpa.start, gpa.end) if gpa else None,
@@ -108,7 +124,7 @@ def command(
         compress=compress,
         cbit=CbitMode(cbit),
     )
-    check(options, target)
+    check(options, beside.target)
     # The bar is made before the guest is stopped: importing and drawing it takes longer than a small dump.
     with (
         progress_bar("dumping") as progress,
@@ -117,17 +133,28 @@ def command(
     ):
         # a range of virtual addresses tells by itself which pages are private
         pages = _page_map(guest, scan=not (no_scan or gva))
-        kernel = facts_of(guest) if options.format is DumpFormat.KDUMP else None
-        result = dump_guest(guest, options, pages, target, progress, kernel)
+        beside.begin()
+        result = dump_guest(guest, options, pages, beside.target, progress)
+        beside.end()
+        told = _status(guest) if beside.wants_manifest else None
     space = "gva" if gva else "gpa"
+    answer = summary(result, pages, output, space)
+    asked = options_json(options) | {"scan": not no_scan, "split": split}
+    beside.write(told, asked, answer)
     tell(result, pages, output, space)
     if as_json:
         import json
 
-        answer = summary(result, pages, output, space)
         click.echo(json.dumps(answer, indent=2), err=output == "-")
     if not result.complete:
         click.get_current_context().exit(EXIT_HOLES)
+
+
+def _status(guest: Guest) -> dict[str, Any] | None:
+    """For the manifest; a guest that is a file has no status of its own."""
+    from sevkvm.cli.status import status_json
+
+    return status_json(guest) if guest.contents is None else None
 
 
 def _page_map(guest: Guest, *, scan: bool) -> PageMap:

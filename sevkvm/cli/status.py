@@ -55,7 +55,7 @@ def command(session: GuestSession, as_json: bool) -> None:
             return
         # all that is asked for was learned by attaching
     if as_json:
-        print_json(_as_json(guest))
+        print_json(status_json(guest))
         return
     print_facts(_facts(guest))
     if len(guest.slots):
@@ -115,7 +115,8 @@ def _facts(guest: Guest) -> Iterator[tuple[str, str]]:
     )
 
 
-def _as_json(guest: Guest) -> dict[str, Any]:
+def status_json(guest: Guest) -> dict[str, Any]:
+    """The object of ``--json``, of a VM."""
     info = guest.sev
     policy = info.policy
     return {

@@ -1,22 +1,26 @@
 """Dump files: a pure layout, one writer a format, and a target that appears only when it is complete."""
 
 from sevkvm.dump.cbit import CbitOutcome
+from sevkvm.dump.digest import DigestTarget
 from sevkvm.dump.job import DumpResult, dump_guest
 from sevkvm.dump.kernel import KernelFacts, kernel_facts
 from sevkvm.dump.options import CbitMode, DumpOptions, check
 from sevkvm.dump.output import Target, prepare
 from sevkvm.dump.pieces import Hole, HoleReason
 from sevkvm.dump.plan import DumpFormat
+from sevkvm.dump.split import SplitTarget
 
 __all__ = [
     "CbitMode",
     "CbitOutcome",
+    "DigestTarget",
     "DumpFormat",
     "DumpOptions",
     "DumpResult",
     "Hole",
     "HoleReason",
     "KernelFacts",
+    "SplitTarget",
     "Target",
     "check",
     "dump_guest",

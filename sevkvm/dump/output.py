@@ -30,9 +30,10 @@ class Target(Protocol):
         ...
 
 
-def prepare(name: str, *, force: bool = False) -> Target:
+def prepare(name: str, *, force: bool = False, check_space: bool = True) -> Target:
     """Check where ``-o NAME`` would go, creating nothing; ``-`` is stdout.
 
+    check_space: let ``open`` refuse a file system without room for a dump that neither shrinks nor has holes.
     Raises UsageError for a terminal, a directory, a block device, and an existing file without ``force``.
     """
     if name == STDOUT:
@@ -50,19 +51,27 @@ def prepare(name: str, *, force: bool = False) -> Target:
         raise errors.UsageError(f"{name} is not a regular file", help="name a file, a pipe, or - for stdout")
     if not path.parent.is_dir():
         raise errors.UsageError(f"{path.parent} is not a directory", help="create it first")
-    if os.path.lexists(path) and not force:
+    if not force:
+        free_name(path)
+    return FileTarget(path, force=force, check_space=check_space)
+
+
+def free_name(path: Path) -> None:
+    """UsageError if there is something of that name."""
+    if os.path.lexists(path):
         raise _exists(path)
-    return FileTarget(path, force=force)
 
 
-def check_space(directory: Path, nbytes: int) -> None:
+def check_room(directory: Path, nbytes: int) -> None:
     """SevKvmError unless the file system of ``directory`` has ``nbytes`` left for us."""
     info = os.statvfs(directory)
     free = info.f_bavail * info.f_frsize
     if free < nbytes:
         raise errors.SevKvmError(
-            f"{directory} has {free >> 20} MiB left, the dump may need {-(-nbytes >> 20)} MiB",
-            help="write to another file system, dump less with --gpa START:END, or compress: -o - | zstd > FILE",
+            f"{directory} has {free >> 20} MiB left, the dump may need {-(-nbytes >> 20)} MiB: "
+            f"{-(-(nbytes - free) >> 20)} MiB are missing",
+            help="write to another file system, dump less with --gpa START:END, or compress with --format kdump and "
+            "begin nevertheless with --no-space-check",
         )
 
 
@@ -71,14 +80,16 @@ class FileTarget:
 
     seekable = True
 
-    def __init__(self, path: Path, *, force: bool) -> None:
+    def __init__(self, path: Path, *, force: bool, check_space: bool = True) -> None:
         self.path = path
         self._force = force
+        self._check_space = check_space
 
     @contextmanager
     def open(self, nbytes: int) -> Iterator[Sink]:
         """Yield the sink; on a clean exit the file gets its name, on any exception it is removed."""
-        check_space(self.path.parent, nbytes)
+        if self._check_space:
+            check_room(self.path.parent, nbytes)
         temporary = self.path.with_name(f".{self.path.name[:200]}.{secrets.token_hex(4)}.part")
         try:
             fd = os.open(temporary, _TEMPORARY_FLAGS, 0o600)
