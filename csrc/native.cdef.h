@@ -7,6 +7,7 @@ const char *sk_status_name(uint32_t status);
 
 /* sk_xfer.h */
 int sk_read(int pid, uint64_t hva, void *buffer, size_t nbytes, size_t *done, struct sk_error *err);
+int sk_read_pages(int pid, const uint64_t *hvas, size_t npages, void *out, uint8_t *readable, struct sk_error *err);
 int sk_write(int pid, uint64_t hva, const void *buffer, size_t nbytes, size_t *done, struct sk_error *err);
 
 /* sk_host.h */

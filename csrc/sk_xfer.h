@@ -19,4 +19,12 @@ enum sk_status sk_read(pid_t pid, uint64_t hva, void *buffer, size_t nbytes, siz
 enum sk_status sk_write(pid_t pid, uint64_t hva, const void *buffer, size_t nbytes, size_t *done,
                         struct sk_error *err);
 
+/*
+ * Copy npages pages of 4096 bytes, at any addresses, into out, in their order; many at a time. *readable has a byte
+ * for each: 1, or 0 if it could not be copied whole (what out has of it then means nothing). Fails only where
+ * nothing of the process can be read.
+ */
+enum sk_status sk_read_pages(pid_t pid, const uint64_t *hvas, size_t npages, void *out, uint8_t *readable,
+                             struct sk_error *err);
+
 #endif

@@ -18,6 +18,8 @@ from sevkvm import errors
 from sevkvm._native import ffi as ffi
 from sevkvm._native import lib as lib
 
+_PAGE_NBYTES = 4096
+
 
 class Status(IntEnum):
     """``enum sk_status`` of csrc/sk_status.h, in its order."""
@@ -132,6 +134,32 @@ def read(pid: int, hva: int, nbytes: int) -> bytes:
     if done < nbytes:
         raise errors.MemoryFault("hva", hva + done, reason=f"process {pid} has no readable byte there")
     return bytes(buffer)
+
+
+def read_pages(pid: int, hvas: Sequence[int]) -> list[bytes | None]:
+    """The 4096 bytes of process memory at each of ``hvas``, in order; None where they cannot all be read.
+
+    Raises TargetGone or AttachError when the process as a whole cannot be read.
+    """
+    call = Call(pid)
+    addresses = array("Q", hvas)
+    out, readable = bytearray(len(addresses) * _PAGE_NBYTES), bytearray(len(addresses))
+    call.check(
+        lib.sk_read_pages(
+            pid,
+            ffi.from_buffer("uint64_t[]", addresses),
+            len(addresses),
+            ffi.from_buffer(out, require_writable=True),
+            ffi.from_buffer("uint8_t[]", readable, require_writable=True),
+            call.err,
+        )
+    )
+    view = memoryview(out)
+    offsets = range(0, len(out), _PAGE_NBYTES)
+    return [
+        bytes(view[offset : offset + _PAGE_NBYTES]) if whole else None
+        for offset, whole in zip(offsets, readable, strict=True)
+    ]
 
 
 def write(pid: int, hva: int, data: bytes | bytearray | memoryview) -> None:

@@ -6,7 +6,7 @@ Everything delicate is in csrc/sk_deputy.c. ptrace belongs to the thread that op
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -90,6 +90,10 @@ class Deputy:
     def readinto(self, hva: int, buffer: memoryview) -> int:
         """Read the VMM's memory; the short-read rule of ``memory.source``."""
         return native.read_into(self.pid, hva, buffer)
+
+    def read_pages(self, hvas: Sequence[int]) -> list[bytes | None]:
+        """The page of 4096 bytes at each of ``hvas``, read together; None where it cannot be read."""
+        return native.read_pages(self.pid, hvas)
 
     def read(self, hva: int, nbytes: int) -> bytes:
         """Exactly nbytes, or MemoryFault."""

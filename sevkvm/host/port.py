@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Protocol
 
@@ -56,6 +57,10 @@ class IoctlPort(Protocol):
         """Read the process's memory; the short-read rule of ``memory.source``."""
         ...
 
+    def read_pages(self, hvas: Sequence[int]) -> list[bytes | None]:
+        """The page of 4096 bytes at each of ``hvas``, read together; None where it cannot be read."""
+        ...
+
     def read(self, hva: int, nbytes: int) -> bytes:
         """Exactly nbytes, or MemoryFault."""
         ...
@@ -94,6 +99,10 @@ class LocalPort:
     def readinto(self, hva: int, buffer: memoryview) -> int:
         """Read our own memory; an unmapped address is a short read, not a crash."""
         return native.read_into(self.pid, hva, buffer)
+
+    def read_pages(self, hvas: Sequence[int]) -> list[bytes | None]:
+        """Read pages of our own memory."""
+        return native.read_pages(self.pid, hvas)
 
     def read(self, hva: int, nbytes: int) -> bytes:
         """Exactly nbytes, or MemoryFault."""

@@ -134,18 +134,14 @@ class GuestMemory:
     def read_tables(self, gpas: Sequence[int], *, keep: bool = True) -> list[bytes | None]:
         """Whole page-table pages, always as private; None where there is none to read.
 
-        Pages that are neighbours in guest memory are fetched together, and none is fetched twice. Without ``keep``
+        They are fetched together as far as the source can, and none is fetched twice. Without ``keep``
         those fetched now do not enter the cache: a listing of a large guest must not drive out what it holds.
         """
         private = self.encrypted
         missing = sorted({gpa for gpa in gpas if (gpa, private) not in self._cache})
         self.stats.cache_hits += len(gpas) - len(missing)
-        found: dict[int, bytes] = {}
         commands = self._commands()
-        for start, nbytes in _runs(missing):
-            for extent in self.slots.extents(start, nbytes):
-                buffer = memoryview(bytearray(extent.nbytes))
-                self._fetch_pages(extent.gpa, extent.hva, private, buffer, found)
+        found = self._decrypt_pages(missing) if private else self._copy_pages(missing)
         self.stats.table_commands += self._commands() - commands
         pages = [found[gpa] if gpa in found else self._cache.get((gpa, private)) for gpa in gpas]
         if keep:
@@ -153,16 +149,26 @@ class GuestMemory:
                 self._remember((gpa, private), page)
         return pages
 
-    def _fetch_pages(
-        self, gpa: int, hva: int, private: bool, buffer: memoryview, found: dict[int, bytes]
-    ) -> None:
-        """Read whole pages into ``found``, stepping over those that cannot be read."""
-        at = 0
-        while at < len(buffer):
-            got = self._source(private).readinto(gpa + at, hva + at, buffer[at:]) & ~PAGE_MASK
-            for offset in range(at, at + got, PAGE_NBYTES):
-                found[gpa + offset] = bytes(buffer[offset : offset + PAGE_NBYTES])
-            at += got + PAGE_NBYTES
+    def _decrypt_pages(self, gpas: Sequence[int]) -> dict[int, bytes]:
+        """Ascending pages; neighbours with one request, stepping over those that cannot be read."""
+        found: dict[int, bytes] = {}
+        for extent in (extent for run in _runs(gpas) for extent in self.slots.extents(*run)):
+            buffer = memoryview(bytearray(extent.nbytes))
+            at = 0
+            while at < len(buffer):
+                got = (
+                    self._decrypt_or_copy(extent.gpa + at, extent.hva + at, True, buffer[at:], 0) & ~PAGE_MASK
+                )
+                for offset in range(at, at + got, PAGE_NBYTES):
+                    found[extent.gpa + offset] = bytes(buffer[offset : offset + PAGE_NBYTES])
+                at += got + PAGE_NBYTES
+        return found
+
+    def _copy_pages(self, gpas: Sequence[int]) -> dict[int, bytes]:
+        """Pages from anywhere in guest memory, with one request for all."""
+        hvas = {gpa: hva for gpa in gpas if (hva := self.slots.hva(gpa)) is not None}
+        pages = zip(hvas, self._shared.read_pages(list(hvas.values())), strict=True)
+        return {gpa: page for gpa, page in pages if page is not None}
 
     def _source(self, private: bool) -> MemorySource:
         return self._private if private and self._private is not None else self._shared

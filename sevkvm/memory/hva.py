@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,3 +21,9 @@ class HvaSource:
         done = self._port.readinto(hva, buffer)
         self.bytes_copied += done
         return done
+
+    def read_pages(self, hvas: Sequence[int]) -> list[bytes | None]:
+        """The page at each of ``hvas``, copied together; None where it cannot be read."""
+        pages = self._port.read_pages(hvas)
+        self.bytes_copied += sum(len(page) for page in pages if page)
+        return pages

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +17,7 @@ from sevkvm.shim.kernel import Kernel
 from sevkvm.shim.mini_kvm import MiniKvm, SystemFile, VmFile
 from sevkvm.shim.mini_vcpu import VcpuFile
 from sevkvm.shim.sevdev import SevDevice
+from sevkvm.shim.target import read_exactly
 
 ARGS_NBYTES: Final = 16 * 1024
 _CMD_ROOM: Final = 64
@@ -92,6 +94,10 @@ class FakePort:
     def readinto(self, hva: int, buffer: memoryview) -> int:
         """Read memory; the short-read rule of ``memory.source``."""
         return self.memory.readinto(hva, buffer)
+
+    def read_pages(self, hvas: Sequence[int]) -> list[bytes | None]:
+        """The page at each of ``hvas``; None where it cannot be read."""
+        return [read_exactly(self.memory, hva, PAGE_NBYTES) for hva in hvas]
 
     def read(self, hva: int, nbytes: int) -> bytes:
         """Exactly nbytes, or MemoryFault."""

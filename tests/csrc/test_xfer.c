@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "../../csrc/sk_xfer.h"
 
+#include <stdbool.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -22,6 +23,30 @@ static unsigned char *pages_with_a_hole(void)
 	return area;
 }
 
+/* In any order, one of them twice, more than are read at once; the third page of the area and page 0 are missed. */
+static void test_pages(const unsigned char *area)
+{
+	enum { NPAGES = 600 };
+	static unsigned char out[NPAGES][PAGE], readable[NPAGES];
+	uint64_t hvas[NPAGES], hva = (uint64_t)(uintptr_t)area;
+	struct sk_error err;
+
+	for (size_t i = 0; i < NPAGES; i++)
+		hvas[i] = hva + (i % 7 == 3 ? 2 : i % 2) * PAGE;
+	hvas[0] = 0;
+	hvas[1] = 0;
+	hvas[NPAGES - 1] = hva + 2 * PAGE;
+	memset(readable, 7, sizeof readable);
+	EXPECT(sk_read_pages(getpid(), hvas, NPAGES, out, readable, &err) == SK_OK);
+	for (size_t i = 0; i < NPAGES; i++) {
+		bool missed = i < 2 || i % 7 == 3 || i == NPAGES - 1;
+
+		EXPECT(readable[i] == !missed);
+		EXPECT(missed || (out[i][0] == 0xa5 && out[i][PAGE - 1] == 0xa5));
+	}
+	EXPECT(sk_read_pages(getpid(), hvas, 0, out, readable, &err) == SK_OK);
+}
+
 int main(void)
 {
 	unsigned char *area = pages_with_a_hole();
@@ -39,6 +64,8 @@ int main(void)
 	EXPECT(sk_read(getpid(), hva + 2 * PAGE, buffer, 1, &done, NULL) == SK_ERR_FAULT && done == 0);
 	EXPECT(sk_read(getpid(), hva, buffer, 0, &done, &err) == SK_OK && done == 0);
 
+	test_pages(area);
+
 	EXPECT(sk_write(getpid(), hva, "abc", 3, &done, &err) == SK_OK && memcmp(area, "abc", 3) == 0);
 	EXPECT(mprotect(area, PAGE, PROT_READ) == 0);
 	EXPECT(sk_write(getpid(), hva, "xyz", 3, &done, &err) == SK_ERR_FAULT && area[0] == 'a');
@@ -48,6 +75,7 @@ int main(void)
 	if (child == 0)
 		_exit(0);
 	EXPECT(waitpid(child, NULL, 0) == child);
+	EXPECT(sk_read_pages(child, &hva, 1, buffer, buffer, &err) == SK_ERR_NO_PROCESS);
 	EXPECT(sk_read(child, hva, buffer, 1, &done, &err) == SK_ERR_NO_PROCESS && done == 0);
 	munmap(area, 4 * PAGE);
 	return 0;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -46,6 +47,14 @@ class Source:
         self.counters.ioctls += 1
         self.counters.commands += pages_touched(gpa, nbytes)
         return nbytes
+
+    def read_pages(self, hvas: Sequence[int]) -> list[bytes | None]:
+        gpas = [
+            slot.gpa + hva - slot.hva for hva in hvas for slot in SLOTS if 0 <= hva - slot.hva < slot.nbytes
+        ]
+        assert len(gpas) == len(hvas)
+        self.reads += [(gpa, PAGE) for gpa in gpas]
+        return [None if gpa >> 12 in self.bad else self.expected(gpa, PAGE) for gpa in gpas]
 
     def expected(self, gpa: int, nbytes: int) -> bytes:
         return bytes(self.byte(gpa + offset) for offset in range(nbytes))
@@ -105,6 +114,18 @@ def test_tables_are_fetched_in_runs_and_counted_apart(memory: GuestMemory, priva
     memory.read_tables([0x4000])
     memory.read(0x4000, 16)
     assert memory.counts()["firmware_commands"] == 4
+
+
+def test_tables_of_a_plain_guest_are_copied_together(shared: Source) -> None:
+    memory = GuestMemory(SLOTS, shared, None)
+    shared.bad = {4}
+    gpas = [0x5000, 0x4000, 100 * PAGE, 0x3000, 130 * PAGE, 0x3000]
+    expected = [None if gpa in gpas[1:3] else shared.expected(gpa, PAGE) for gpa in gpas]
+    assert memory.read_tables(gpas) == expected
+    assert len(shared.reads) == 4
+    assert memory.read_tables([0x3000, 0x5000]) == [expected[3], expected[0]]
+    assert len(shared.reads) == 4
+    assert memory.counts()["firmware_commands"] == 0
 
 
 def test_a_table_outside_ram_or_unreadable_is_none(memory: GuestMemory, private: Source) -> None:

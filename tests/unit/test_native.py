@@ -124,6 +124,15 @@ def test_a_short_exact_read_names_the_first_unreadable_byte() -> None:
     area.close()
 
 
+def test_pages_come_in_the_order_asked_for_and_none_for_those_that_cannot_be_read() -> None:
+    area, hva = unreadable_after(2 * PAGE)
+    area[PAGE : 2 * PAGE] = b"\x5a" * PAGE
+    pages = native.read_pages(os.getpid(), [hva + PAGE, 0, hva, hva + 2 * PAGE, hva + PAGE])
+    assert pages == [b"\x5a" * PAGE, None, b"\xa5" * PAGE, None, b"\x5a" * PAGE]
+    assert native.read_pages(os.getpid(), []) == []
+    area.close()
+
+
 def test_write_changes_memory(two_pages: mmap.mmap) -> None:
     native.write(os.getpid(), native.address_of(two_pages) + PAGE - 2, b"span")
     assert two_pages[PAGE - 2 : PAGE + 2] == b"span"
