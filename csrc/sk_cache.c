@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "sk_hash.h"
+
 #define PAGE_SHIFT 12
 #define NONE SK_CACHE_NONE
 
@@ -38,7 +40,7 @@ struct sk_cache {
 
 static uint32_t *head_of(const struct sk_cache *cache, uint64_t gpa)
 {
-	return &cache->heads[((gpa >> PAGE_SHIFT) * cache->seed) >> cache->hash_shift];
+	return &cache->heads[sk_hash(gpa >> PAGE_SHIFT, cache->seed) >> cache->hash_shift];
 }
 
 enum sk_status sk_cache_create(size_t npages, uint64_t seed, struct sk_cache **out, struct sk_error *err)

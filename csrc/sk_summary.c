@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "sk_hash.h"
+
 #define PAGE_SHIFT 12
 #define FIRST_ROOM 1024
 #define MAX_ROOM ((size_t)1 << 28)
@@ -35,7 +37,7 @@ static bool holds(const struct sk_summary *place, uint64_t key)
 /* Number `probe` of the places where a key may be: the same for all levels of a page. */
 static struct sk_summary *place_of(const struct sk_summaries *map, uint64_t key, size_t probe)
 {
-	size_t home = (size_t)(((key >> 3) * map->seed) >> map->hash_shift);
+	size_t home = (size_t)(sk_hash(key >> 3, map->seed) >> map->hash_shift);
 
 	return &map->places[(home + probe) & (map->room - 1)];
 }
