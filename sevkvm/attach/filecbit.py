@@ -25,7 +25,7 @@ def file_cbit(contents: DumpContents, slots: SlotMap, told: int | None) -> SevIn
     """What the dump says of encryption; ``told`` is the user's word.
 
     In this order: the user, the VMCOREINFO's sme_mask, segments shown twice, a CR3 that leads to RAM only without one
-    bit. A dump where none of them tells a C-bit is one of a plain guest, or stripped of it.
+    bit. A dump where none of them tells a C-bit is one of a plain guest, or its page tables were stripped of it.
     """
     if told is not None:
         return SevInfo(SevKind.SEV, cbit_pos=told, cbit_source="option")
@@ -52,6 +52,12 @@ def _sme_mask(contents: DumpContents) -> int | None:
             help="say the C-bit's position with --cbit-pos",
         )
     return mask
+
+
+def stripped_bit(contents: DumpContents, info: SevInfo, slots: SlotMap) -> int:
+    """The bit that page tables were stripped of and the vCPUs' CR3 were not, as a mask; 0 where there is none."""
+    position = None if info.encrypted else _stray_bit(contents.cpus, slots)
+    return 0 if position is None else 1 << position
 
 
 def _stray_bit(cpus: Iterable[CpuRegisters], slots: SlotMap) -> int | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sevkvm.abi.x86 import MSR_KERNEL_GS_BASE, PAGE_SHIFT
 from sevkvm.attach.entry import NoHold
-from sevkvm.attach.filecbit import file_cbit
+from sevkvm.attach.filecbit import file_cbit, stripped_bit
 from sevkvm.dumpfile import open_contents
 from sevkvm.dumpfile.image import MappedFile
 from sevkvm.guest import Guest, GuestParts
@@ -46,12 +46,15 @@ class DumpOptions:
 
 
 class FileVcpu:
-    """The registers of one vCPU as a dump tells them."""
+    """The registers of one vCPU as a dump tells them, but for ``stray_mask``, which is taken off CR3.
 
-    def __init__(self, told: CpuRegisters) -> None:
+    In a dump whose page tables were stripped of the C-bit, CR3 with the bit leads nowhere.
+    """
+
+    def __init__(self, told: CpuRegisters, stray_mask: int = 0) -> None:
         self.index = told.index
         self.unknown = told.unknown
-        self._told = told
+        self._told = told._replace(sregs=told.sregs._replace(cr3=told.sregs.cr3 & ~stray_mask))
 
     def get_regs(self) -> Regs:
         """General registers."""
@@ -86,15 +89,17 @@ def open_dump(
             warn(
                 f"{options.path} does not hold all of its guest's memory; from gpa 0x{gap.gpa:x} on, {gap.why}"
             )
+        info = file_cbit(contents, memory.slots, options.cbit_pos)
+        stray_mask = stripped_bit(contents, info, memory.slots)
         yield Guest(
             GuestParts(
                 pid=None,
                 vm_fd=None,
                 name=PurePath(options.path).name,
-                sev=file_cbit(contents, memory.slots, options.cbit_pos),
+                sev=info,
                 slots=memory.slots,
                 memory=memory,
-                vcpus=[FileVcpu(told) for told in contents.cpus],
+                vcpus=[FileVcpu(told, stray_mask) for told in contents.cpus],
                 holder=NoHold(),
                 costs=dict,
                 warn=warn,

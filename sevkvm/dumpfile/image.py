@@ -5,6 +5,7 @@ Somebody who shortens the file while it is mapped ends this process (SIGBUS), as
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import stat
@@ -42,8 +43,11 @@ class MappedFile:
             if status.st_size == 0:
                 raise errors.BadDump(path, "it is empty")
             self._map = mmap.mmap(fd, status.st_size, prot=mmap.PROT_READ)
-        finally:
+        except BaseException:
             os.close(fd)
+            raise
+        self._fd = fd
+        self._hole = (0, 0)  # the last one that was met
         self.nbytes = len(self._map)
         self.view = memoryview(self._map)
 
@@ -53,6 +57,7 @@ class MappedFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        os.close(self._fd)
         self.view.release()
         # a view that somebody still holds (an error's traceback) keeps the file mapped until it is gone
         with suppress(BufferError):
@@ -66,3 +71,16 @@ class MappedFile:
                 f"{what} ({nbytes} bytes at file offset 0x{offset:x}) lies beyond its end at 0x{self.nbytes:x}",
             )
         return self.view[offset : offset + nbytes]
+
+    def is_hole(self, offset: int, nbytes: int) -> bool:
+        """Nothing was ever written there, and it reads as zeros; False where the file system does not tell.
+
+        To read a hole through the map would fill the page cache with zeros.
+        """
+        if not self._hole[0] <= offset < self._hole[1]:
+            try:
+                data = os.lseek(self._fd, offset, os.SEEK_DATA)
+            except OSError as error:
+                data = self.nbytes if error.errno == errno.ENXIO else offset  # ENXIO: no data up to the end
+            self._hole = (offset, data)
+        return offset + nbytes <= self._hole[1]

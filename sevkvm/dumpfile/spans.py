@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 GPA_END: Final = 1 << MAX_PHYS_BIT
 _MOST_CLASHES: Final = 1 << 20
 _COMPARE_NBYTES: Final = 1 << 20
+_ASK_NBYTES: Final = (
+    64 << 10
+)  # from here on it is worth a system call to learn that all of it is a hole of the file
 
 
 class Span(NamedTuple):
@@ -57,8 +60,11 @@ class FlatStore:
                 break
             span = self.spans[index]
             skip = gpa + done - span.gpa
-            nbytes = min(span.nbytes - skip, len(buffer) - done)
-            buffer[done : done + nbytes] = view[span.offset + skip : span.offset + skip + nbytes]
+            nbytes, offset = min(span.nbytes - skip, len(buffer) - done), span.offset + skip
+            if nbytes >= _ASK_NBYTES and self._image.is_hole(offset, nbytes):
+                buffer[done : done + nbytes] = bytes(nbytes)
+            else:
+                buffer[done : done + nbytes] = view[offset : offset + nbytes]
             done += nbytes
         return done
 

@@ -75,6 +75,21 @@ def test_a_raw_file_is_memory_from_0_on(dump):
     assert read(contents, PAGE, 2 * PAGE) == B
 
 
+def test_a_sparse_file_reads_as_its_zeros(dump, tmp_path):
+    nbytes = 64 << 20
+    path = tmp_path / "sparse"
+    with path.open("wb") as file:
+        file.truncate(nbytes)
+        file.seek(32 << 20)
+        file.write(A)
+    with MappedFile(str(path)) as image:
+        contents = open_contents(image)
+        assert read(contents, 0, nbytes) == bytes(32 << 20) + A + bytes((32 << 20) - PAGE)
+        assert read(contents, (32 << 20) + 5, 128 << 10) == A[5:] + bytes((128 << 10) - PAGE + 5)
+        for gpa in range(0, nbytes, 1 << 20):
+            assert read(contents, gpa, 1 << 20) == (A if gpa == 32 << 20 else b"").ljust(1 << 20, b"\0")
+
+
 def test_ranges_of_a_raw_file_can_be_told(dump):
     contents = dump(A + B, None, [(0x8000, PAGE, PAGE), (0x4000, PAGE, 0)])
     assert contents.store.ranges == [(0x4000, PAGE), (0x8000, PAGE)]
