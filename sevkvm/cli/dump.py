@@ -11,14 +11,13 @@ from sevkvm.cli.command import command as sevkvm_command
 from sevkvm.cli.dump_beside import Beside, options_json
 from sevkvm.cli.dump_report import summary, tell
 from sevkvm.cli.options import GuestSession, guest_options, json_option
+from sevkvm.cli.page_map import page_map
 from sevkvm.cli.progress import progress_bar
-from sevkvm.cli.run import warn
 from sevkvm.cli.values import RANGE, SIZE, Range
 from sevkvm.errors import EXIT_HOLES
 
 if TYPE_CHECKING:
     from sevkvm.guest import Guest
-    from sevkvm.pages.classify import PageMap
 
 
 @sevkvm_command(
@@ -132,7 +131,7 @@ def command(
         nullcontext() if live else guest.held(),
     ):
         # a range of virtual addresses tells by itself which pages are private
-        pages = _page_map(guest, scan=not (no_scan or gva))
+        pages = page_map(guest, scan=not (no_scan or gva))
         beside.begin()
         result = dump_guest(guest, options, pages, beside.target, progress)
         beside.end()
@@ -155,25 +154,3 @@ def _status(guest: Guest) -> dict[str, Any] | None:
     from sevkvm.cli.status import status_json
 
     return status_json(guest) if guest.contents is None else None
-
-
-def _page_map(guest: Guest, *, scan: bool) -> PageMap:
-    """Which pages to decrypt. What no page table tells is taken as private: only the guest itself shares pages."""
-    from sevkvm.errors import RegistersUnavailable
-    from sevkvm.pages.classify import PageKind, classify, uniform
-
-    if not guest.sev.encrypted:
-        return uniform(guest.slots, PageKind.PLAIN)
-    if not scan:
-        return uniform(guest.slots, PageKind.UNMAPPED)
-    try:
-        forms = guest.forms()
-    except RegistersUnavailable as reason:
-        warn(f"{reason}; without page tables all memory is taken as private (name the tables with --cr3)")
-        forms = []
-    else:
-        if not forms:
-            warn("no vCPU uses page tables; all memory is taken as private")
-    if not forms:
-        return uniform(guest.slots, PageKind.UNMAPPED)
-    return classify(guest.memory, forms, guest.slots)

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 Progress = Callable[[int, int], None]
 _TELL_SECONDS = 5.0
@@ -27,12 +28,13 @@ def search_teller(say: Callable[[str], None], clock: Callable[[], float] = time.
 
 
 @contextmanager
-def progress_bar(what: str) -> Iterator[Progress | None]:
+def progress_bar(what: str, *, beside_stdout: bool = False) -> Iterator[Progress | None]:
     """Yield what to call with (bytes done, bytes in all); None when stderr is no terminal.
 
+    ``beside_stdout``: the command prints meanwhile; then there is no bar either where stdout is a terminal too.
     The bar is drawn from the calls themselves, so that no thread of ours runs beside the one that owns ptrace.
     """
-    if sys.stderr is None or not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty() or (beside_stdout and _is_terminal(sys.stdout)):
         yield None
         return
     from rich.console import Console
@@ -46,7 +48,10 @@ def progress_bar(what: str) -> Iterator[Progress | None]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    bar = Bar(*columns, console=Console(stderr=True), auto_refresh=False, transient=True)
+    # stdout is data, and is not to be redirected to where the bar is
+    bar = Bar(
+        *columns, console=Console(stderr=True), auto_refresh=False, transient=True, redirect_stdout=False
+    )
     task = bar.add_task(what, total=None)
 
     def advance(done: int, total: int) -> None:
@@ -60,3 +65,7 @@ def progress_bar(what: str) -> Iterator[Progress | None]:
     with bar:
         drawn = [bar.get_time()]
         yield advance
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()

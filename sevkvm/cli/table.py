@@ -31,6 +31,7 @@ COMMANDS = {
     "mem": Entry("mem", "what they map as runs, as QEMU's info mem", MEMORY),
     "x": Entry("x", "print virtual memory, as QEMU's monitor does", MEMORY),
     "xp": Entry("xp", "print physical memory, as QEMU's monitor does", MEMORY),
+    "search": Entry("search", "find strings, bytes or regular expressions in its memory", MEMORY),
     "dump": Entry("dump", "write its memory to a file", FILES),
     "lab": Entry("lab", "start a small guest whose every byte is known", PRACTICE),
     "shim": Entry("shim", "run any program on a pretend SEV host", PRACTICE),

@@ -29,6 +29,7 @@ GUEST_COMMANDS = [
     ("translate", "0x1000"),
     ("x", "0x1000"),
     ("xp", "0x1000"),
+    ("search", "no such text"),
     ("dump", "-o", "no-such-file"),
     ("tlb",),
     ("mem", "--summary"),
