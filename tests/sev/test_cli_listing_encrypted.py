@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from sevkvm.shim.supervisor import SevHost
 from tests.support.linux import require_sealed_linux
 from tests.support.qemu import QemuVmm, require_kvm_qemu
 from tests.support.qemu_sealed import sealed_qemu
-from tests.support.walker import leaves, table_pages
+from tests.support.walker import leaves, table_pages, walk
 
 pytestmark = [pytest.mark.kvm, pytest.mark.sev]
 
@@ -58,8 +59,24 @@ def test_a_command_for_each_distinct_table(encrypted, linux, args):
     ram = memoryview(mapped(linux.ram))
     tables = table_pages(ram, root(linux), linux.seal.levels, linux.seal.cbit_pos)
     before = host.kernel.firmware.counts["DBG_DECRYPT"]
-    sevkvm(vmm, linux, *args)
+    told = sevkvm(vmm, linux, *args, "--stats").stderr
     assert host.kernel.firmware.counts["DBG_DECRYPT"] - before == len(tables)
+    assert (f" table_commands={len(tables)} " in told) or (f'"table_commands": {len(tables)},' in told)
+
+
+def test_translate_costs_a_command_for_each_distinct_table_on_the_way(encrypted, linux):
+    host, vmm = encrypted
+    ram = memoryview(mapped(linux.ram))
+    levels, cbit_pos = linux.seal.levels, linux.seal.cbit_pos
+    found = random.Random(4).sample(list(leaves(ram, root(linux), levels, cbit_pos)), 40)
+    walks = [walk(ram, root(linux), levels, cbit_pos, leaf.gva) for leaf in found]
+    tables = {table for _, on_the_way in walks for table in on_the_way}
+    assert 20 < len(tables) < levels * len(found)
+    before = host.kernel.firmware.counts["DBG_DECRYPT"]
+    done = sevkvm(vmm, linux, "translate", "--json", "--stats", *(hex(leaf.gva) for leaf in found))
+    assert [int(each["gpa"], 16) for each in json.loads(done.stdout)] == [gpa for gpa, _ in walks]
+    assert host.kernel.firmware.counts["DBG_DECRYPT"] - before == len(tables)
+    assert json.loads(done.stderr)["stats"]["table_commands"] == len(tables)
 
 
 def test_the_c_bit_of_every_page(encrypted, linux):

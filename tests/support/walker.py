@@ -39,16 +39,25 @@ def table_pages(ram: memoryview, root: int, levels: int, cbit_pos: int | None) -
 
 def lookup(ram: memoryview, root: int, levels: int, cbit_pos: int | None, gva: int) -> int | None:
     """The gpa of ``gva``, or None."""
+    return walk(ram, root, levels, cbit_pos, gva)[0]
+
+
+def walk(
+    ram: memoryview, root: int, levels: int, cbit_pos: int | None, gva: int
+) -> tuple[int | None, list[int]]:
+    """As ``lookup``, and the gpa of each table on the way."""
     cbit = 0 if cbit_pos is None else 1 << cbit_pos
     gpa = root
+    tables = []
     for level in range(levels, 0, -1):
+        tables.append(gpa)
         shift = 12 + 9 * (level - 1)
         entry = ram[gpa : gpa + 4096].cast("Q")[(gva >> shift) % 512]
         if not entry & 1:
-            return None
+            return None, tables
         address = entry % (1 << 52) // 4096 * 4096 & ~cbit
         if level == 1 or (level <= 3 and entry & 0x80):
-            return (address >> shift << shift) + gva % (1 << shift)
+            return (address >> shift << shift) + gva % (1 << shift), tables
         gpa = address
     raise AssertionError("a walk ends at level 1")
 
