@@ -12,7 +12,7 @@ from sevkvm.native import EntryFlag
 from sevkvm.paging.engine import Engine, Kind, State
 from sevkvm.paging.form import PagingForm, PagingMode
 from sevkvm.paging.listing import Listing, ListLimits, Run
-from tests.support.tables import GIB1, KIB4, MIB2, PS, RW, TABLE, US, P, Tables
+from tests.support.tables import GIB1, KIB4, MIB2, NX, PS, RW, TABLE, US, P, Tables
 
 W, U, PRIVATE = int(EntryFlag.WRITABLE), int(EntryFlag.USER), int(EntryFlag.PRIVATE)
 TIB128 = 1 << 47
@@ -136,6 +136,18 @@ def test_rights_that_upper_entries_take_make_a_subtree_one_run() -> None:
     assert found[-1] == Run(GIB1, GIB1, 0)
     assert found[-2] == Run(GIB1 - KIB4, KIB4, W)
     assert len(found) == 512 * 512 + 1
+
+
+def test_what_is_remembered_of_a_subtree_knows_the_rights_inside_it() -> None:
+    """Pages are writable, but not through the directory; the second time nothing is walked."""
+    tables = Tables(4)
+    table, directory = tables.new_table(), tables.new_table()
+    tables.pages[table] = [i << 12 | P | RW | US for i in range(512)]
+    tables.pages[directory] = [table | P | US | NX] * 512
+    for index in range(3):
+        tables.set_entry(index * GIB1, 3, directory | P | RW | US)
+    found = list(Listing(tables.reader(), tables.form).runs(W | U | int(EntryFlag.NX)))
+    assert found == [Run(0, 3 * GIB1, U | int(EntryFlag.NX))]
 
 
 def test_unreadable_tables_are_listed_up_to_a_limit() -> None:
