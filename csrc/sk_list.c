@@ -271,15 +271,11 @@ static uint64_t flag_bits_of(const struct sk_paging *paging)
 	return bits;
 }
 
-/*
- * Most page tables are all alike, which is seen much faster than they are decoded. True: nruns runs stand in runs;
- * their gpas are left out, since runs of rights do not tell them.
- */
-static bool decode_alike(const struct sk_list *list, const void *table, struct sk_run *runs, uint32_t *nruns)
+/* Are all entries of a page table alike in these bits? Most are, which is seen much faster than they are decoded. */
+static bool all_alike(const void *table, uint64_t bits)
 {
 	const struct entries *entries = table;
 	struct entries any = entries[0], all = entries[0];
-	struct sk_entry entry;
 
 	for (uint32_t i = 1; i < NENTRIES / 4; i++) {
 		any.low |= entries[i].low;
@@ -289,14 +285,32 @@ static bool decode_alike(const struct sk_list *list, const void *table, struct s
 	}
 	any.low |= any.high;
 	all.low &= all.high;
-	*nruns = 0;
-	if (!((any.low[0] | any.low[1]) & SK_PRESENT))
-		return true;
-	if (((any.low[0] | any.low[1]) ^ (all.low[0] & all.low[1])) & list->flag_bits)
-		return false;
-	sk_walk_entry(&list->paging, 1, entries->low[0], &entry);
-	runs[(*nruns)++] = (struct sk_run){ 0, entry.page_nbytes, entry.flags, 0, NENTRIES };
-	return true;
+	return !(((any.low[0] | any.low[1]) ^ (all.low[0] & all.low[1])) & bits);
+}
+
+/*
+ * A page table as runs of equal flags, wherever their pages are: what sk_walk_table gives, but for the gpas, which
+ * runs of rights do not tell.
+ */
+static uint32_t decode_rights(const struct sk_list *list, const void *table, struct sk_run *runs)
+{
+	const uint64_t *raw = table;
+	uint32_t nruns = 0, next = 0;
+	struct sk_entry entry;
+
+	for (uint32_t index = 0; index < NENTRIES; index = next) {
+		next = index + 1;
+		if (!(raw[index] & SK_PRESENT))
+			continue;
+		if (!index && all_alike(table, list->flag_bits))
+			next = NENTRIES;
+		while (next < NENTRIES && !((raw[next] ^ raw[index]) & list->flag_bits))
+			next++;
+		sk_walk_entry(&list->paging, 1, raw[index], &entry);
+		runs[nruns++] = (struct sk_run){ 0, entry.page_nbytes, entry.flags, (uint16_t)index,
+		                                 (uint16_t)(next - index) };
+	}
+	return nruns;
 }
 
 /* The path */
@@ -320,7 +334,9 @@ static bool enter(struct sk_list *list, uint32_t slot, uint64_t gpa, struct plac
 	list->totals.tables[place.level] += frame->fresh;
 	frame->place = place;
 	frame->place.runs = frame->runs;
-	if (place.level > 1 || !list->flag_bits || !decode_alike(list, table, frame->runs, &frame->place.nruns))
+	if (place.level == 1 && list->flag_bits)
+		frame->place.nruns = decode_rights(list, table, frame->runs);
+	else
 		frame->place.nruns = (uint32_t)sk_walk_table(&list->paging, place.level, table, frame->runs);
 	frame->place.run = 0;
 	frame->table = table;

@@ -54,9 +54,10 @@ class Run(NamedTuple):
 class ListLimits:
     """How much memory a listing may take.
 
-    cache_pages: table pages kept (64 to 2**20). If fewer than 512 a level go round, some are fetched again.
+    cache_pages: table pages kept (64 to 2**20). A table that is led to again after so many others is fetched again.
     summaries: tables remembered, about (1024 at least), 16 to 40 bytes each; beyond them a shared subtree may be
-    walked again, and what is counted as distinct may not be. unreadable: unreadable tables that are listed; all are counted.
+    walked again, and what is counted as distinct may not be. unreadable: unreadable tables that are listed; all
+    are counted.
     """
 
     cache_pages: int = 8192
