@@ -105,8 +105,8 @@ def _stripped(guest: DumpSource, kernel: KernelFacts, cbit_pos: int) -> CbitView
 def _vcpus_forms(guest: DumpSource) -> Sequence[PagingForm]:
     try:
         return guest.forms()
-    except errors.RegistersUnavailable:
-        return ()
+    except (errors.RegistersUnavailable, errors.BadGuestData):
+        return ()  # the kernel's own lead to all the others
 
 
 _HELP = "use --cbit alias or --cbit keep"

@@ -14,8 +14,8 @@ from sevkvm.linux.find import find_note
 from sevkvm.linux.ram import Search
 from sevkvm.memory.policy import SevInfo, SevKind
 from sevkvm.memory.source import Slot, SlotMap
-from sevkvm.paging.form import PagingForm, PagingMode
-from sevkvm.vcpu import VcpuState, paging_levels, root_gpa
+from sevkvm.paging.form import PagingForm
+from sevkvm.vcpu import VcpuState, paging_mode, root_gpa
 
 if TYPE_CHECKING:
     from sevkvm.lab.sealed import SealedLinux
@@ -81,10 +81,8 @@ class SealedGuest:
     def forms(self) -> list[PagingForm]:
         """Of every vCPU."""
         cbit_pos = self.sev.cbit_pos
-        return [
-            PagingForm(PagingMode(paging_levels(vcpu.sregs)), root_gpa(vcpu.sregs.cr3, cbit_pos), cbit_pos)
-            for vcpu in self.linux.vcpus
-        ]
+        modes = [(paging_mode(vcpu.sregs), vcpu.sregs.cr3) for vcpu in self.linux.vcpus]
+        return [PagingForm(mode, root_gpa(cr3, mode, cbit_pos), cbit_pos) for mode, cr3 in modes]
 
     def vmcoreinfo(self) -> VmcoreInfo | None:
         """As :meth:`sevkvm.guest.Guest.vmcoreinfo` finds it."""

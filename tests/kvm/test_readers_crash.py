@@ -1,0 +1,44 @@
+"""crash opens our ELF files of an encrypted Linux without a flag.
+
+It reads the kernel's debug symbols for 20 s each time, so of the table's cells there are only some. Version 8.0.2
+cannot list this kernel's tasks with ``ps`` on any dump, QEMU's own included; the list itself it can follow.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.support.readers.dumps import Dumps
+from tests.support.readers.programs import require_program, run
+from tests.support.readers.symbols import require_vmlinux
+
+pytestmark = [pytest.mark.kvm, pytest.mark.timeout(600)]
+
+COMMANDS = """\
+set scroll off
+sys
+log
+list task_struct.tasks -s task_struct.pid,comm -h init_task
+quit
+"""
+
+
+@pytest.mark.parametrize(
+    "cell", [(4, 51, "strip"), (5, 47, "keep"), (4, 47, "alias")], ids=lambda cell: "-".join(map(str, cell))
+)
+def test_processes_log_and_uname(reader_dumps: Dumps, cell, tmp_path: Path) -> None:
+    crash = require_program("crash", "crash")
+    told = reader_dumps.told(cell)
+    vmlinux = require_vmlinux(told.release)
+    commands = tmp_path / "commands"
+    commands.write_text(COMMANDS)
+    said = run(crash, "-s", "-i", commands, vmlinux, reader_dumps.dump(cell), seconds=400, cwd=tmp_path)
+    found = re.findall(r"^ *pid = (\d+),\n *comm = \"([^\"]*)\"", said, re.MULTILINE)
+    assert told.missing_processes({int(pid): comm.partition("\\0")[0] for pid, comm in found}) == {}
+    assert told.missing_log(said) == []
+    assert f"RELEASE: {told.release}" in said
+    assert f"VERSION: {told.version}" in said
+    assert f"NODENAME: {told.nodename}" in said
