@@ -126,6 +126,6 @@ def _ranges(slots: Sequence[str]) -> list[tuple[int, int, int]]:
 def _why_no_registers(contents: DumpContents) -> str | None:
     if contents.cpus:
         return None
-    if contents.format == "elf":
+    if contents.format != "lime" and contents.format != "raw":
         return "the dump has no QEMU notes: it does not tell the vCPUs' control registers"
     return f"a dump in {contents.format} format holds no registers"

@@ -140,7 +140,7 @@ _OPTIONS = (
     _guest_option(
         "--file-format",
         "opened_format",  # file_format is what `dump` writes
-        type=click.Choice(["elf", "lime", "raw"]),
+        type=click.Choice(["elf", "kdump", "kdump-flattened", "lime", "raw"]),
         help="Its format, instead of what its first bytes say.",
     ),
     _guest_option("--qmp", metavar="SOCKET", type=click.Path(), help="The VMM's QMP monitor (UNIX socket)."),

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 
 class Image(Protocol):
-    """Bytes by file offset, as a format sees them."""
+    """Bytes by file offset, as a format sees them. ``path`` names the file in errors."""
 
+    path: str
     nbytes: int
 
     def take(self, offset: int, nbytes: int, what: str) -> memoryview:

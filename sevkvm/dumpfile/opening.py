@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from sevkvm import errors
+from sevkvm.abi.kdump import SIGNATURE
 from sevkvm.abi.x86 import PAGE_NBYTES
 from sevkvm.dumpfile.elf import open_elf
+from sevkvm.dumpfile.flattened import MAGIC as FLATTENED_MAGIC
+from sevkvm.dumpfile.flattened import FlattenedFile
+from sevkvm.dumpfile.kdump import open_kdump
 from sevkvm.dumpfile.lime import MAGIC as LIME_MAGIC
 from sevkvm.dumpfile.lime import open_lime
 from sevkvm.dumpfile.raw import open_raw
@@ -16,9 +21,19 @@ if TYPE_CHECKING:
     from sevkvm.dumpfile.contents import DumpContents
     from sevkvm.dumpfile.image import MappedFile
 
-_OPENERS: Final[dict[str, Callable[[MappedFile], DumpContents]]] = {"elf": open_elf, "lime": open_lime}
-FORMATS: Final = ("elf", "lime", "raw")
-_MAGICS: Final = ((b"\x7fELF", "elf"), (LIME_MAGIC, "lime"))
+_OPENERS: Final[dict[str, Callable[[MappedFile], DumpContents]]] = {
+    "elf": open_elf,
+    "kdump": open_kdump,
+    "kdump-flattened": lambda image: _flattened(image),
+    "lime": open_lime,
+}
+FORMATS: Final = (*_OPENERS, "raw")
+_MAGICS: Final = (
+    (b"\x7fELF", "elf"),
+    (SIGNATURE, "kdump"),
+    (FLATTENED_MAGIC, "kdump-flattened"),
+    (LIME_MAGIC, "lime"),
+)
 
 _UNPACK = "unpack it first"
 _CONVERT = "convert it first"
@@ -30,6 +45,7 @@ _OTHERS: Final = (
     (b"\x04\x22\x4d\x18", "lz4 data", _UNPACK),
     (b"PK\x03\x04", "a zip archive", _UNPACK),
     (b"AVML", "an AVML file", "`avml-convert` makes a LiME file of it"),
+    (b"DISKDUMP", "a diskdump of Linux 2.4 or 2.6", None),
     (b"QFI\xfb", "a qcow2 disk image", None),
     (b"QEVM", "a QEMU migration stream", "`dump-guest-memory` in QEMU's monitor writes a dump"),
     (b"LibvirtQemudSave", "a domain that libvirt saved", "`virsh dump --memory-only` writes a dump"),
@@ -56,6 +72,19 @@ def open_contents(
             help="--slot is for raw files",
         )
     return _OPENERS[told](image)
+
+
+def _flattened(image: MappedFile) -> DumpContents:
+    """A flattened file that makes a kdump file; others (makedumpfile can flatten ELF too) are told."""
+    inner = FlattenedFile(image)
+    start = bytes(inner.take(0, len(SIGNATURE), "the start of what was flattened"))
+    if start != SIGNATURE:
+        raise errors.BadDump(
+            image.path,
+            "a flattened file, but not of a kdump file",
+            help="`makedumpfile -R` makes the file that it stands for",
+        )
+    return replace(open_kdump(inner, "kdump-flattened"), file_nbytes=image.nbytes)
 
 
 def _recognized(image: MappedFile) -> str:
