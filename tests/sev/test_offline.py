@@ -49,7 +49,8 @@ def live(vmm: QemuVmm, linux: SealedLinux) -> list[str]:
     ]
 
 
-FORMATS = {"elf": ["--cbit", "keep"], "raw": [], "lime": []}
+FORMATS = {"elf": ["--cbit", "keep"], "kdump": ["--cbit", "keep"], "raw": [], "lime": []}
+WITH_REGISTERS = (".elf", ".kdump")
 
 
 @pytest.fixture(scope="module", params=FORMATS)
@@ -63,7 +64,7 @@ def dump(
     )
     assert done.exit_code == 0, done.stderr
     options = ["--file", str(path)]
-    if request.param != "elf":
+    if not str(path).endswith(WITH_REGISTERS):
         (vcpu,) = linux.vcpus
         options += ["--cr3", hex(vcpu.sregs.cr3), "--cbit-pos", str(linux.seal.cbit_pos)]
     yield options
@@ -118,7 +119,7 @@ def test_registers_are_the_same_where_the_format_has_them(
     vmm: QemuVmm, linux: SealedLinux, dump: list[str]
 ) -> None:
     offline = sevkvm("regs", *dump, "--json")
-    if not dump[1].endswith(".elf"):
+    if not dump[1].endswith(WITH_REGISTERS):
         assert offline.exit_code == 1
         assert "holds no registers" in offline.stderr
         return
