@@ -1,7 +1,7 @@
-"""SEV: commands and structs of KVM and ``/dev/sev``, firmware status codes, policy bits, guest states.
+"""SEV: commands and structs of KVM and ``/dev/sev``, firmware status codes, guest states.
 
 Sources: Linux arch/x86/include/uapi/asm/kvm.h and include/uapi/linux/psp-sev.h (v6.18); AMD publication 55766,
-"Secure Encrypted Virtualization API", chapters 2 (policy), 4 (states) and 5 (status codes).
+"Secure Encrypted Virtualization API", chapters 4 (states) and 5 (status codes).
 """
 
 from __future__ import annotations
@@ -182,56 +182,6 @@ class PlatformState(IntEnum):
     UNINIT = 0
     INIT = 1
     WORKING = 2
-
-
-POLICY_NODBG: Final = 1 << 0
-POLICY_NOKS: Final = 1 << 1
-POLICY_ES: Final = 1 << 2
-POLICY_NOSEND: Final = 1 << 3
-POLICY_DOMAIN: Final = 1 << 4
-POLICY_SEV: Final = 1 << 5
-_POLICY_BITS: Final = (
-    (POLICY_NODBG, "NODBG", "debugging is forbidden"),
-    (POLICY_NOKS, "NOKS", "sharing the key with other guests is forbidden"),
-    (POLICY_ES, "ES", "SEV-ES is required: registers are encrypted"),
-    (POLICY_NOSEND, "NOSEND", "sending to another platform is forbidden"),
-    (POLICY_DOMAIN, "DOMAIN", "sending outside the domain is forbidden"),
-    (POLICY_SEV, "SEV", "sending to a platform without SEV is forbidden"),
-)
-_POLICY_RESERVED: Final = 0xFFC0
-
-
-class Policy(NamedTuple):
-    """A SEV guest policy (SEV API, chapter 2); not the SNP layout."""
-
-    value: int
-
-    @property
-    def debug_allowed(self) -> bool:
-        """Bit NODBG is clear."""
-        return not self.value & POLICY_NODBG
-
-    @property
-    def es(self) -> bool:
-        """The guest is a SEV-ES guest."""
-        return bool(self.value & POLICY_ES)
-
-    @property
-    def api_version(self) -> tuple[int, int]:
-        """The least firmware API (major, minor) that the owner accepts."""
-        return self.value >> 16 & 0xFF, self.value >> 24 & 0xFF
-
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """Names of the bits that are set; a reserved bit shows as ``bitN``."""
-        names = [name for mask, name, _ in _POLICY_BITS if self.value & mask]
-        names += [f"bit{bit}" for bit in range(6, 16) if self.value >> bit & 1]
-        return tuple(names)
-
-    @property
-    def sentences(self) -> tuple[str, ...]:
-        """What each set bit means, in the order of ``flags`` (reserved bits left out)."""
-        return tuple(meaning for mask, _, meaning in _POLICY_BITS if self.value & mask)
 
 
 _CMD = struct.Struct("<I4xQII")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from sevkvm import errors
-from sevkvm.abi import sev
+from sevkvm.abi.policybits import POLICY_ES
 from sevkvm.cli.command import command as sevkvm_command
 from sevkvm.cli.run import say
 from sevkvm.cli.values import number, parse_nbytes
@@ -116,7 +116,7 @@ def command(
         raise errors.UsageError(
             "--plain is a guest without encryption: no --es, --policy or --cbit-pos with it"
         )
-    policy |= sev.POLICY_ES if es else 0
+    policy |= POLICY_ES if es else 0
     if not plain:
         os.close(open_device("/dev/sev", f"{START_HELP}; or a --plain guest"))
     if not plain and guest["cbit_pos"] is None:

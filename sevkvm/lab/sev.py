@@ -11,6 +11,7 @@ from typing import Final
 
 from sevkvm import errors, native
 from sevkvm.abi import kvm, sev
+from sevkvm.abi.policy import Policy
 from sevkvm.lab.ioctl import ioctl
 
 UPDATE_MAX: Final = 64 << 20  # of one LAUNCH_UPDATE_DATA, whose length is a u32 and which pins it all
@@ -33,7 +34,7 @@ class SevLaunch:
 
     def start(self, policy: int) -> int:
         """INIT (ES_INIT if the policy says ES) and LAUNCH_START; the firmware's handle. Before any vCPU."""
-        es = sev.Policy(policy).es
+        es = Policy(policy).es
         self._op(sev.SevCmd.ES_INIT if es else sev.SevCmd.INIT)
         data = bytearray(sev.LaunchStart(policy=policy).pack())
         self._op(sev.SevCmd.LAUNCH_START, data)

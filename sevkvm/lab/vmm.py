@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sevkvm import errors, native
-from sevkvm.abi import kvm, sev, x86
+from sevkvm.abi import kvm, x86
+from sevkvm.abi.policy import Policy
 from sevkvm.lab import cpuid
 from sevkvm.lab.ioctl import START_HELP, ioctl, open_device, open_kvm
 from sevkvm.lab.ram import Backing, fill, map_slot
@@ -98,7 +99,7 @@ def launched(image: Image, options: LaunchOptions) -> Iterator[LabVm]:
     """Launch it; on leaving, the vCPUs stop and VM and memory are gone."""
     if (options.policy is None) != (image.cbit_pos is None):
         raise errors.UsageError("an encrypted guest needs a policy and a C-bit, a plain one neither")
-    es = options.policy is not None and sev.Policy(options.policy).es
+    es = options.policy is not None and Policy(options.policy).es
     if es and options.run:
         raise errors.UsageError("the lab's SEV-ES guest has no #VC handler and cannot run")
     with ExitStack() as undo:

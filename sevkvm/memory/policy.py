@@ -8,7 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from sevkvm import errors
-from sevkvm.abi.sev import Policy
+from sevkvm.abi.policy import Policy
 
 if TYPE_CHECKING:
     from sevkvm.host.kvm import VmFd

@@ -7,7 +7,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from sevkvm.abi.sev import GuestState, Policy
+from sevkvm.abi.policy import Policy
+from sevkvm.abi.sev import GuestState
 from sevkvm.shim.channel import Channel
 from sevkvm.shim.cipher import GuestCipher
 

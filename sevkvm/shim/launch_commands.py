@@ -5,7 +5,9 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from sevkvm.abi.sev import BLOCK_NBYTES, POLICY_NOKS, FwStatus, GuestState, Policy
+from sevkvm.abi.policy import Policy
+from sevkvm.abi.policybits import POLICY_NOKS
+from sevkvm.abi.sev import BLOCK_NBYTES, FwStatus, GuestState
 from sevkvm.shim.certs import CERT_NBYTES
 from sevkvm.shim.channel import HEADER_NBYTES, SESSION_NBYTES, Channel, open_channel, open_secret
 from sevkvm.shim.cipher import GuestCipher

@@ -6,7 +6,8 @@ ever is in the states in which the other commands could succeed.
 
 from __future__ import annotations
 
-from sevkvm.abi.sev import POLICY_NOSEND, FwStatus, GuestState, PlatformState
+from sevkvm.abi.policybits import POLICY_NOSEND
+from sevkvm.abi.sev import FwStatus, GuestState, PlatformState
 from sevkvm.shim.channel import HEADER_NBYTES, SESSION_NBYTES
 from sevkvm.shim.firmware_failure import FirmwareFailure, require
 from sevkvm.shim.launch_commands import LaunchCommands

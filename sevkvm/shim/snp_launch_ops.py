@@ -10,14 +10,13 @@ import errno
 import struct
 from typing import Final
 
+from sevkvm.abi.policybits import SNP_POLICY_MUST_BE_ONE, SNP_POLICY_RESERVED
 from sevkvm.abi.x86 import PAGE_NBYTES
 from sevkvm.shim.sev_op import Errno, SevOp
 
 _START: Final = struct.Struct("<Q16sH6x32x")  # struct kvm_sev_snp_launch_start: policy, gosvw, flags
 _UPDATE: Final = struct.Struct("<QQQBxH4x32x")  # ..._update: gfn_start, uaddr, len, type, flags
 _FINISH: Final = struct.Struct("<QQBBB32s3xH32x")  # ..._finish: ..., host_data, flags
-_POLICY_MASK: Final = (1 << 26) - 1
-_POLICY_MUST_BE_ONE: Final = 1 << 17
 _NORMAL, _ZERO, _UNMEASURED, _SECRETS, _CPUID = 1, 3, 4, 5, 6  # KVM_SEV_SNP_PAGE_TYPE_*
 _VMSA: Final = 2
 _ID_BLOCK_NBYTES: Final = 96
@@ -30,7 +29,7 @@ def launch_start(op: SevOp) -> None:
         raise Errno(errno.ENOTTY)
     policy, _, flags = _START.unpack(op.copy_from_user(op.data, _START.size))
     op.record.args.update(policy=policy, sev_fd=op.sev_fd)
-    if op.vm.snp_context or flags or policy & ~_POLICY_MASK or not policy & _POLICY_MUST_BE_ONE:
+    if op.vm.snp_context or flags or policy & SNP_POLICY_RESERVED or not policy & SNP_POLICY_MUST_BE_ONE:
         raise Errno(errno.EINVAL)
     try:
         context = op.issue(op.firmware.snp_gctx_create, op.sev_fd)

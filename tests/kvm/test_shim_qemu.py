@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sevkvm.abi import sev
+from sevkvm.abi.policybits import POLICY_ES, POLICY_NODBG
 from sevkvm.host.deputy import Deputy
 from sevkvm.host.kvm import VmFd
 from sevkvm.shim.supervisor import SevHost
@@ -80,8 +80,8 @@ def test_sev_es_launches_too(host: SevHost, tmp_path: Path) -> None:
     flash = tmp_path / "flash"
     flash.write_bytes(flash_image())
     extra = ["-drive", f"if=pflash,format=raw,readonly=on,file={flash}"]
-    with qemu(popen=host.popen, sev_policy=sev.POLICY_ES, cpus=2, extra=extra) as vmm:
-        assert vmm.execute("query-sev")["policy"] == sev.POLICY_ES
+    with qemu(popen=host.popen, sev_policy=POLICY_ES, cpus=2, extra=extra) as vmm:
+        assert vmm.execute("query-sev")["policy"] == POLICY_ES
         vmm.execute("cont")
         assert "state: running" in vmm.hmp("info sev")
         with Deputy(vmm.pid) as deputy:
@@ -108,7 +108,7 @@ def test_the_launch_measurement_can_be_verified(host: SevHost) -> None:
 
 
 def test_nodbg_is_what_qemu_chooses_by_default(host: SevHost) -> None:
-    with qemu(popen=host.popen, sev_policy=sev.POLICY_NODBG) as vmm:
+    with qemu(popen=host.popen, sev_policy=POLICY_NODBG) as vmm:
         assert "debug: off" in vmm.hmp("info sev")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sevkvm.abi.sev import POLICY_ES
+from sevkvm.abi.policybits import POLICY_ES
 from sevkvm.lab.sealed import SealedLinux
 from sevkvm.shim.supervisor import SevHost
 from tests.support.linux import require_sealed_linux

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sevkvm.abi import kvm, sev, x86
+from sevkvm.abi.policy import Policy
 from tests.support.layouts import LAYOUTS, Layout
 
 REQUESTS = {
@@ -235,17 +236,17 @@ def test_cpuid2_count_is_not_believed_beyond_the_bytes() -> None:
     ],
 )
 def test_policy_decoding(value: int, allowed: bool, es: bool, flags: tuple[str, ...]) -> None:
-    policy = sev.Policy(value)
+    policy = Policy(value)
     assert (policy.debug_allowed, policy.es, policy.flags) == (allowed, es, flags)
 
 
 def test_policy_api_version_is_in_the_upper_half() -> None:
-    assert sev.Policy(0x1801_0000).api_version == (1, 24)
-    assert sev.Policy(0x1801_0000).flags == ()
+    assert Policy(0x1801_0000).api_version == (1, 24)
+    assert Policy(0x1801_0000).flags == ()
 
 
 def test_policy_sentences_follow_the_flags() -> None:
-    assert sev.Policy(0x5).sentences == (
+    assert Policy(0x5).sentences == (
         "debugging is forbidden",
         "SEV-ES is required: registers are encrypted",
     )

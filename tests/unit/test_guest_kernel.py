@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sevkvm import errors
-from sevkvm.abi import sev
+from sevkvm.abi.policybits import POLICY_ES
 from sevkvm.guest import Guest
 from sevkvm.shim.port import FakeGuest as ShimGuest
 from sevkvm.shim.port import launch_guest
@@ -18,7 +18,7 @@ ES = "this is a SEV-ES guest: its registers are encrypted"
 
 
 def launch(ram: FakeRam) -> ShimGuest:
-    return launch_guest({0: bytes(ram.ram)}, policy=sev.POLICY_ES, shared=[], vcpus=1, es=True)
+    return launch_guest({0: bytes(ram.ram)}, policy=POLICY_ES, shared=[], vcpus=1, es=True)
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import pytest
 
 from sevkvm import errors
 from sevkvm.abi import sev
+from sevkvm.abi.policybits import POLICY_ES
 from sevkvm.shim.faults import COMMANDS, Fault, Faults, parse_fault
 from sevkvm.shim.kernel import Kernel
 from sevkvm.shim.pace import Pace
@@ -71,7 +72,7 @@ def test_what_may_not(text: str, why: str) -> None:
 
 
 def test_every_command_that_the_firmware_counts_can_fail() -> None:
-    guest = launch_guest({0: RAM}, policy=sev.POLICY_ES, es=True)
+    guest = launch_guest({0: RAM}, policy=POLICY_ES, es=True)
     decrypt(guest)
     guest.port.sev_op(guest.vm_fd, sev.SevCmd.GUEST_STATUS, bytes(12))
     assert set(guest.port.kernel.firmware.counts) <= COMMANDS

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sevkvm import errors
 from sevkvm.abi import kvm, sev
+from sevkvm.abi.policybits import POLICY_ES
 from sevkvm.abi.sev import SEV_RET_NO_FW_CALL, FwStatus, SevCmd
 from sevkvm.shim.port import FakeGuest, FakePort, launch_guest
 
@@ -172,7 +173,7 @@ def test_an_es_policy_needs_es_init() -> None:
     port = FakePort()
     vm, node = port.create_vm(), port.open_sev()
     port.sev_op(vm, SevCmd.INIT)
-    start = sev.LaunchStart(policy=sev.POLICY_ES).pack()
+    start = sev.LaunchStart(policy=POLICY_ES).pack()
     refused = outcome(port, lambda: port.sev_op(vm, SevCmd.LAUNCH_START, start, sev_fd=node))
     assert refused == (errno.EIO, FwStatus.INVALID_ASID)
     assert not port.kernel.firmware.guests

@@ -7,7 +7,8 @@ import struct
 
 import pytest
 
-from sevkvm.abi.sev import POLICY_NOSEND, SEV_RET_NO_FW_CALL, FwStatus, GuestState, SevCmd
+from sevkvm.abi.policybits import POLICY_NOSEND
+from sevkvm.abi.sev import SEV_RET_NO_FW_CALL, FwStatus, GuestState, SevCmd
 from sevkvm.host.kvm import VmFd
 from sevkvm.shim.fake_port import FakePort
 from sevkvm.shim.port import FakeGuest, launch_guest
