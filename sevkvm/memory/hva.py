@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from sevkvm.abi.x86 import PAGE_NBYTES
+
 if TYPE_CHECKING:
     from sevkvm.host.port import IoctlPort
 
@@ -25,5 +27,5 @@ class HvaSource:
     def read_pages(self, hvas: Sequence[int]) -> list[bytes | None]:
         """The page at each of ``hvas``, copied together; None where it cannot be read."""
         pages = self._port.read_pages(hvas)
-        self.bytes_copied += sum(len(page) for page in pages if page)
+        self.bytes_copied += (len(pages) - pages.count(None)) * PAGE_NBYTES
         return pages
