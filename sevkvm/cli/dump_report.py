@@ -24,7 +24,10 @@ def tell(result: DumpResult, pages: PageMap, output: str, space: str) -> None:
     """On stderr: how much is in ``output``, and what is missing. ``space`` is ``gpa`` or ``gva``."""
     if pages.conflicts:
         nbytes = sum(nbytes for _, nbytes in pages.conflicts)
-        warn(f"{size(nbytes)} are mapped both as private and as shared; they were read as private")
+        warn(
+            f"{size(nbytes)} are mapped both as private and as shared; they were read as the kernel's direct map "
+            "has them, or as private where it does not tell"
+        )
     if pages.scan and (pages.scan.unreadable_count or pages.scan.limits_hit):
         warn("not all page tables could be read: pages that only they tell as shared were read as private")
     if result.registers_missing:

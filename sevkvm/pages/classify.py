@@ -1,95 +1,155 @@
 """Which pages of a guest's memory its own page tables map as private (C-bit set), shared, or both.
 
+The rule. A page table is private, whoever maps it how: the processor reads it so. Any other page that is mapped both
+ways, anywhere, is a conflict; it is read as the kernel's direct map has it, since the kernel keeps that right for each
+page it shares, and as private where the direct map does not have it (or there is none).
+
 Interval arithmetic on runs: cost follows the number of tables and of distinct runs, not the number of pages.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sevkvm.abi import x86
+from sevkvm.pages.directmap import DirectMap, find_direct_map
 from sevkvm.pages.pagemap import PageKind, PageMap, PageRun
+from sevkvm.pages.ranges import append, sweep
+from sevkvm.pages.window import Kept, Split
 from sevkvm.paging import scan
 
 if TYPE_CHECKING:
     from sevkvm.memory.source import SlotMap
+    from sevkvm.pages.pagemap import Stretch
     from sevkvm.paging.fetch import TableReader
     from sevkvm.paging.form import PagingForm
 
-__all__ = ["PageKind", "PageMap", "PageRun", "classify", "uniform"]
+__all__ = ["DirectMap", "PageKind", "PageMap", "PageRun", "classify", "uniform"]
 
-_RAM, _C1, _C0, _TABLE = 1, 2, 4, 8
-_MAPPED_KINDS = {
-    0: PageKind.UNMAPPED,
-    _C1: PageKind.PRIVATE,
-    _C0: PageKind.SHARED,
-    _C1 | _C0: PageKind.CONFLICT,
-}
+_RAM, _DIRECT1, _DIRECT0, _OTHER1, _OTHER0, _TABLE = 1, 2, 4, 8, 16, 32
+_PRIVATE, _SHARED = _DIRECT1 | _OTHER1, _DIRECT0 | _OTHER0
+_UNIFORM = {PageKind.PLAIN: False, PageKind.SHARED: False, PageKind.PRIVATE: True}
 
 
 def uniform(slots: SlotMap, kind: PageKind) -> PageMap:
     """All RAM of one kind: PLAIN for a guest without encryption, UNMAPPED where no tables can be found."""
-    return PageMap((slot.gpa, slot.end, kind) for slot in slots)
+    return PageMap((slot.gpa, slot.end, kind, _UNIFORM.get(kind)) for slot in slots)
 
 
 def classify(
-    reader: TableReader, forms: Sequence[PagingForm], slots: SlotMap, limits: scan.Limits | None = None
+    reader: TableReader,
+    forms: Sequence[PagingForm],
+    slots: SlotMap,
+    limits: scan.Limits | None = None,
+    *,
+    plain_tables: bool = False,
 ) -> PageMap:
     """Scan the tables of all ``forms`` (every vCPU's) and classify the RAM in ``slots``.
 
-    A guest none of whose forms has a C-bit is PLAIN; nothing is read then. ValueError without any form: use
-    :func:`uniform`.
+    A guest none of whose forms has a C-bit is PLAIN; nothing is read then, unless ``plain_tables`` asks for its page
+    tables and for what is not mapped. ValueError without any form: use :func:`uniform`.
     """
     if not forms:
         raise ValueError("no page tables to classify by")
-    if all(form.cbit_pos is None for form in forms):
+    plain = all(form.cbit_pos is None for form in forms)
+    if plain and not plain_tables:
         return uniform(slots, PageKind.PLAIN)
-    found = scan.leaves(reader, forms, limits=limits)
+    kept = Kept(reader)
+    spaces = _spaces(kept, forms, slots)
+    split = Split(kept, spaces)
+    kept.keeping = False
+    direct = scan.leaves(split.inside, [form for form, window in spaces if window], limits=limits)
+    other = scan.leaves(split.outside, [form for form, _ in spaces], limits=limits)
+    found = _joined(direct, other, split.edges)
     layers = (
         (_RAM, ((slot.gpa, slot.end) for slot in slots)),
-        (_C1, found.ranges(True)),
-        (_C0, found.ranges(False)),
+        (_DIRECT1, direct.ranges(True)),
+        (_DIRECT0, direct.ranges(False)),
+        (_OTHER1, other.ranges(True)),
+        (_OTHER0, other.ranges(False)),
         (_TABLE, ((gpa, gpa + x86.PAGE_NBYTES) for gpa in found.table_gpas)),
     )
     conflicts: list[tuple[int, int]] = []
 
-    def kinds() -> Iterator[tuple[int, int, PageKind]]:
-        for gpa, end, mask in _sweep(layers):
+    def stretches() -> Iterator[Stretch]:
+        for gpa, end, mask in sweep(layers):
             if not mask & _RAM:
                 continue
-            if mask & _C1 and mask & _C0:
-                _append(conflicts, gpa, end)
-            yield gpa, end, PageKind.TABLE if mask & _TABLE else _MAPPED_KINDS[mask & (_C1 | _C0)]
+            if mask & _PRIVATE and mask & _SHARED:
+                append(conflicts, gpa, end)
+            yield (gpa, end, *(_plain(mask) if plain else _told(mask)))
 
-    pages = PageMap(kinds())
+    pages = PageMap(stretches())
     pages.conflicts = conflicts
     pages.scan = found
+    pages.forms = tuple(form for form, _ in spaces)
+    pages.direct_maps = tuple(dict.fromkeys(window for _, window in spaces if window))
     return pages
 
 
-def _append(ranges: list[tuple[int, int]], gpa: int, end: int) -> None:
-    """Add ``[gpa, end)`` to (gpa, nbytes) ranges, joined to the last one if it touches."""
-    if ranges and sum(ranges[-1]) == gpa:
-        gpa = ranges.pop()[0]
-    ranges.append((gpa, end - gpa))
+def _told(mask: int) -> tuple[PageKind, bool | None]:
+    """The kind of a page of an encrypted guest, and how it is read."""
+    if mask & _TABLE:
+        return PageKind.TABLE, True
+    if mask & _PRIVATE and mask & _SHARED:
+        return PageKind.CONFLICT, mask & (_DIRECT1 | _DIRECT0) != _DIRECT0
+    if mask & _PRIVATE:
+        return PageKind.PRIVATE, True
+    if mask & _SHARED:
+        return PageKind.SHARED, False
+    return PageKind.UNMAPPED, None
 
 
-def _sweep(layers: Iterable[tuple[int, Iterable[tuple[int, int]]]]) -> Iterator[tuple[int, int, int]]:
-    """``(start, end, mask)`` of the stretches in which the same layers lie.
+def _plain(mask: int) -> tuple[PageKind, bool | None]:
+    if mask & _TABLE:
+        return PageKind.TABLE, False
+    return (PageKind.PLAIN if mask & _SHARED else PageKind.UNMAPPED), False
 
-    Each layer is a bit and its ascending ranges, which do not overlap: so every edge toggles the bit.
+
+def _spaces(
+    reader: TableReader, forms: Sequence[PagingForm], slots: SlotMap
+) -> list[tuple[PagingForm, DirectMap | None]]:
+    """Each address space with its direct map.
+
+    A vCPU that was stopped in user mode may be on tables that leave the kernel out; the whole ones then lie a page
+    below, and are believed if they have a direct map. Source: Linux arch/x86/entry/calling.h (PTI_USER_PGTABLE_BIT).
     """
-    position = mask = 0
-    for edge, bit in heapq.merge(*(_edges(bit, ranges) for bit, ranges in layers)):
-        if edge > position:
-            yield position, edge, mask
-            position = edge
-        mask ^= bit
+    found: dict[PagingForm, DirectMap | None] = {}
+    known: dict[DirectMap, None] = {}
+    for form in forms:
+        window = found[form] = find_direct_map(reader, form, slots, list(known))
+        if window is None and form.mode.long and form.root_gpa & x86.PAGE_NBYTES:
+            form = replace(form, root_gpa=form.root_gpa - x86.PAGE_NBYTES)
+            window = find_direct_map(reader, form, slots, list(known))
+            if window is not None:
+                found[form] = window
+        if window is not None:
+            known[window] = None
+    return list(found.items())
 
 
-def _edges(bit: int, ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    for start, end in ranges:
-        yield start, bit
-        yield end, bit
+def _joined(direct: scan.ScanResult, other: scan.ScanResult, edges: Mapping[int, int]) -> scan.ScanResult:
+    """What both scans met. The tables at the window's edges, which both have read, count once by level.
+
+    It has no spans: they would not tell what the direct map says.
+    """
+    both = set(direct.table_gpas).intersection(other.table_gpas)
+    twice = Counter(level for gpa, level in edges.items() if gpa in both)
+    return scan.ScanResult(
+        _sums(direct.tables_by_level, other.tables_by_level, twice),
+        _sums(direct.pages_by_level, other.pages_by_level, {}),
+        direct.reserved + other.reserved,
+        array("Q", sorted({*direct.table_gpas, *other.table_gpas})),
+        list(dict.fromkeys([*direct.unreadable, *other.unreadable])),
+        direct.unreadable_count + other.unreadable_count,
+        tuple(dict.fromkeys([*direct.limits_hit, *other.limits_hit])),
+    )
+
+
+def _sums(one: Mapping[int, int], two: Mapping[int, int], less: Mapping[int, int]) -> dict[int, int]:
+    levels = sorted({*one, *two}, reverse=True)
+    return {level: one.get(level, 0) + two.get(level, 0) - less.get(level, 0) for level in levels}

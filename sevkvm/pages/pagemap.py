@@ -1,4 +1,4 @@
-"""A classification of a guest's RAM: sorted runs of pages of one kind."""
+"""A classification of a guest's memory: sorted runs of pages of one kind."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING, NamedTuple
 from sevkvm.abi import x86
 
 if TYPE_CHECKING:
+    from sevkvm.pages.directmap import DirectMap
+    from sevkvm.paging.form import PagingForm
     from sevkvm.paging.scan import ScanResult
 
 
 class PageKind(str, Enum):
-    """What the guest's tables say of a page of RAM, as ``--json`` spells it.
+    """What is known of a page, as ``--json`` spells it.
 
     PLAIN: the guest is not encrypted. TABLE: a page table, which the processor reads as private whoever maps it how.
     CONFLICT: mapped both ways. UNMAPPED: no table that we know maps it.
+    Only a survey tells the others. ROM: the guest cannot write it. UNTOUCHED: the guest has not written it, as private
+    memory at least. HOLE: there is no memory.
     """
 
     PLAIN = "plain"
@@ -27,14 +31,21 @@ class PageKind(str, Enum):
     CONFLICT = "conflict"
     TABLE = "table"
     UNMAPPED = "unmapped"
+    ROM = "rom"
+    UNTOUCHED = "untouched"
+    HOLE = "hole"
 
 
 _KINDS = tuple(PageKind)
-_CODES = {kind: code for code, kind in enumerate(_KINDS)}
+_CODES = {kind: 3 * code for code, kind in enumerate(_KINDS)}
+_WAYS = (None, False, True)
+_WAY_CODES = {way: code for code, way in enumerate(_WAYS)}
+
+Stretch = tuple[int, int, PageKind, bool | None]
 
 
 class PageRun(NamedTuple):
-    """``nbytes`` of guest RAM at ``gpa`` that are all of one kind."""
+    """``nbytes`` of guest memory at ``gpa`` that are all of one kind, and read in one way."""
 
     gpa: int
     nbytes: int
@@ -43,51 +54,78 @@ class PageRun(NamedTuple):
 
 
 class PageMap:
-    """A classification of all RAM of a guest: sorted runs that neither overlap nor touch an equal one.
+    """A classification of guest memory: sorted runs that neither overlap nor touch an equal one.
 
-    conflicts: ``(gpa, nbytes)`` mapped both ways, table pages included; they count as private.
-    scan: what the tables were found to be; None where none were read.
+    It is made of stretches ``(gpa, end, kind, private)``, ascending; ``private`` is None where nobody tells.
+
+    conflicts: ``(gpa, nbytes)`` mapped both ways, table pages included. They are read as the direct map has them, if
+    it does, else as private. scan: what the tables were found to be; None where none were read. forms: the address
+    spaces that were scanned. direct_maps: the kernel's own view of RAM in them, where they have one.
     """
 
-    def __init__(self, runs: Iterable[tuple[int, int, PageKind]]) -> None:
+    def __init__(self, stretches: Iterable[Stretch]) -> None:
         self._starts = array("Q")
         self._ends = array("Q")
         self._codes = bytearray()
         self.conflicts: list[tuple[int, int]] = []
         self.scan: ScanResult | None = None
-        for gpa, end, kind in runs:
-            if self._ends and self._ends[-1] == gpa and self._codes[-1] == _CODES[kind]:
+        self.forms: tuple[PagingForm, ...] = ()
+        self.direct_maps: tuple[DirectMap, ...] = ()
+        for gpa, end, kind, private in stretches:
+            code = _CODES[kind] + _WAY_CODES[private]
+            if self._ends and self._ends[-1] == gpa and self._codes[-1] == code:
                 self._ends[-1] = end
                 continue
             self._starts.append(gpa)
             self._ends.append(end)
-            self._codes.append(_CODES[kind])
+            self._codes.append(code)
 
     def __len__(self) -> int:
         return len(self._starts)
 
     def kind(self, gpa: int) -> PageKind | None:
-        """The kind of the page that holds ``gpa``; None where there is no RAM."""
-        index = bisect_right(self._starts, gpa) - 1
-        if index < 0 or gpa >= self._ends[index]:
-            return None
-        return _KINDS[self._codes[index]]
+        """The kind of the page that holds ``gpa``; None where nothing is known to be."""
+        code = self._code(gpa)
+        return None if code is None else _KINDS[code // 3]
 
     def is_private(self, gpa: int, default_private: bool = True) -> bool:
         """Is ``gpa`` to be read through the decrypting path? The default answers for what nothing maps."""
-        return _private(self.kind(gpa), default_private)
+        code = self._code(gpa)
+        private = None if code is None else _WAYS[code % 3]
+        return default_private if private is None else private
 
-    def runs(
-        self, start: int = 0, end: int = 1 << x86.MAX_PHYS_BIT, default_private: bool = True
-    ) -> Iterator[PageRun]:
-        """The runs of RAM in ``[start, end)``, ascending, cut at its edges; what lies between them is no RAM."""
+    def _code(self, gpa: int) -> int | None:
+        index = bisect_right(self._starts, gpa) - 1
+        return None if index < 0 or gpa >= self._ends[index] else self._codes[index]
+
+    def stretches(self, start: int = 0, end: int = 1 << x86.MAX_PHYS_BIT) -> Iterator[Stretch]:
+        """``(gpa, end, kind, private)`` in ``[start, end)``, ascending, cut at its edges."""
         for index in range(max(bisect_right(self._starts, start) - 1, 0), len(self._starts)):
             gpa, stop = max(self._starts[index], start), min(self._ends[index], end)
             if gpa >= end:
                 return
             if gpa < stop:
-                kind = _KINDS[self._codes[index]]
-                yield PageRun(gpa, stop - gpa, _private(kind, default_private), kind)
+                code = self._codes[index]
+                yield gpa, stop, _KINDS[code // 3], _WAYS[code % 3]
+
+    def runs(
+        self, start: int = 0, end: int = 1 << x86.MAX_PHYS_BIT, default_private: bool = True
+    ) -> Iterator[PageRun]:
+        """The runs in ``[start, end)``, ascending, cut at its edges; what lies between them is no memory."""
+        for gpa, stop, kind, private in self.stretches(start, end):
+            yield PageRun(gpa, stop - gpa, default_private if private is None else private, kind)
+
+    def kinds(self) -> Iterator[tuple[int, int, PageKind]]:
+        """``(gpa, nbytes, kind)``: the runs merged wherever the kind is the same."""
+        current: tuple[int, int, PageKind] | None = None
+        for gpa, end, kind, _ in self.stretches():
+            if current and sum(current[:2]) == gpa and current[2] is kind:
+                gpa = current[0]
+            elif current:
+                yield current
+            current = (gpa, end - gpa, kind)
+        if current:
+            yield current
 
     def extents(
         self, start: int = 0, end: int = 1 << x86.MAX_PHYS_BIT, default_private: bool = True
@@ -110,9 +148,3 @@ class PageMap:
         for _, nbytes, _, kind in self.runs():
             sums[kind] = sums.get(kind, 0) + nbytes
         return sums
-
-
-def _private(kind: PageKind | None, default: bool) -> bool:
-    if kind is None or kind is PageKind.UNMAPPED:
-        return default
-    return kind in (PageKind.PRIVATE, PageKind.CONFLICT, PageKind.TABLE)
