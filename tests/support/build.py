@@ -15,11 +15,17 @@ SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno
 TEST_CSRC = ROOT / "tests" / "csrc"
 
 
-def compile_program(name: str, out_dir: Path, *sources: str, flags: Sequence[str] = ()) -> Path:
-    """Compile tests/csrc/NAME.c with sources of csrc/; skip, saying so, where there is no compiler."""
+def require_compiler() -> str:
+    """A C compiler; skip, saying so, where there is none."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("no C compiler (cc, gcc) to build the test program with")
+    return compiler
+
+
+def compile_program(name: str, out_dir: Path, *sources: str, flags: Sequence[str] = ()) -> Path:
+    """Compile tests/csrc/NAME.c with sources of csrc/; skip, saying so, where there is no compiler."""
+    compiler = require_compiler()
     program = out_dir / name
     subprocess.run(
         [
