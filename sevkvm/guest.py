@@ -69,6 +69,7 @@ class GuestParts(NamedTuple):
 
     ``no_registers``: why registers cannot be known, or None. ``cr3``, ``vcpu`` and ``paging`` are the user's
     choices. ``search_pages`` and ``searching``: how much may be read in search of the kernel, and who is told of it.
+    ``late_sev``: what is learned of the C-bit at the price of a search, asked when page tables are to be read.
     """
 
     pid: int | None
@@ -88,6 +89,7 @@ class GuestParts(NamedTuple):
     paging: PagingMode | None = None
     search_pages: int = LIMIT_PAGES
     searching: Progress = lambda done, limit: None
+    late_sev: Callable[[], SevInfo] | None = None
 
 
 class Guest:
@@ -104,6 +106,7 @@ class Guest:
         self.vm_fd = parts.vm_fd
         self.name = parts.name
         self.sev = parts.sev
+        self._late_sev = parts.late_sev
         self.slots = parts.slots
         self.memory = parts.memory
         self.contents = parts.contents
@@ -284,6 +287,8 @@ class Guest:
         raise errors.UsageError(f"no vCPU {index}", help=f"this guest's vCPUs: {known}")
 
     def _cbit_pos(self) -> int | None:
+        if self._late_sev is not None:
+            self.sev, self._late_sev = self._late_sev(), None
         if self.sev.encrypted and self.sev.cbit_pos is None:
             raise errors.PlatformUnsupported(
                 "the position of the C-bit is not known: neither the monitor nor CPUID 8000_001F told it",

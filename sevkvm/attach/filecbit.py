@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 from sevkvm import errors
 from sevkvm.abi.x86 import CR3_ADDRESS_MASK
+from sevkvm.linux import sweep
+from sevkvm.linux.ram import Search
 from sevkvm.memory.policy import SevInfo, SevKind
 from sevkvm.vcpu import plausible_cbit
 
@@ -14,8 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from sevkvm.abi.corenotes import CpuRegisters
+    from sevkvm.attach.options import Warn
     from sevkvm.dumpfile import DumpContents
-    from sevkvm.memory.source import SlotMap
+    from sevkvm.memory.source import PhysicalMemory, SlotMap
 
 _PLAIN: Final = SevInfo(SevKind.NONE)
 _SME_MASK: Final = re.compile(rb"^NUMBER\(sme_mask\)=([0-9]{1,20})$", re.MULTILINE)
@@ -52,6 +55,22 @@ def _sme_mask(contents: DumpContents) -> int | None:
             help="say the C-bit's position with --cbit-pos",
         )
     return mask
+
+
+def searched_cbit(memory: PhysicalMemory, limit_pages: int, warn: Warn) -> SevInfo:
+    """What a Linux in the dump's memory says, by the first VMCOREINFO there; what it says of its tables is not checked.
+
+    For files that have neither registers nor notes. Reads up to ``limit_pages``.
+    """
+    for notes in sweep.notes(Search(memory, None, limit_pages)):
+        masks = {info.sme_mask for info in notes}
+        mask = masks.pop() or 0
+        position = plausible_cbit(mask.bit_length() - 1)
+        if masks or mask.bit_count() != 1 or position is None:
+            return _PLAIN
+        warn(f"the C-bit is bit {position}, says the VMCOREINFO at gpa 0x{notes[0].gpa:x}")
+        return SevInfo(SevKind.SEV, cbit_pos=position, cbit_source="vmcoreinfo")
+    return _PLAIN
 
 
 def stripped_bit(contents: DumpContents, info: SevInfo, slots: SlotMap) -> int:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from sevkvm.abi.x86 import MSR_KERNEL_GS_BASE, PAGE_SHIFT
 from sevkvm.attach.entry import NoHold
-from sevkvm.attach.filecbit import file_cbit, stripped_bit
+from sevkvm.attach.filecbit import file_cbit, searched_cbit, stripped_bit
 from sevkvm.dumpfile import open_contents
 from sevkvm.dumpfile.image import MappedFile
 from sevkvm.guest import Guest, GuestParts
@@ -91,6 +92,8 @@ def open_dump(
             )
         info = file_cbit(contents, memory.slots, options.cbit_pos)
         stray_mask = stripped_bit(contents, info, memory.slots)
+        search_pages = options.search_limit >> PAGE_SHIFT
+        search_cbit = partial(searched_cbit, memory, search_pages, warn)
         yield Guest(
             GuestParts(
                 pid=None,
@@ -107,9 +110,10 @@ def open_dump(
                 cr3=options.cr3,
                 vcpu=options.vcpu,
                 paging=options.paging,
-                search_pages=options.search_limit >> PAGE_SHIFT,
+                search_pages=search_pages,
                 searching=searching,
                 contents=contents,
+                late_sev=search_cbit if _tells_no_cbit(contents, options) else None,
             )
         )
 
@@ -121,6 +125,12 @@ def _ranges(slots: Sequence[str]) -> list[tuple[int, int, int]]:
 
     told = [parse_slot(text) for text in slots]
     return [(slot.gpa, slot.nbytes, slot.hva) for slot in told]
+
+
+def _tells_no_cbit(contents: DumpContents, options: DumpOptions) -> bool:
+    """Nothing in the file's own structure can tell whether its guest was encrypted."""
+    told = options.cbit_pos is not None or contents.vmcoreinfo is not None or contents.alias_bit is not None
+    return not told and not contents.cpus
 
 
 def _why_no_registers(contents: DumpContents) -> str | None:

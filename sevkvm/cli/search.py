@@ -12,7 +12,7 @@ from sevkvm.cli.page_map import page_map
 from sevkvm.cli.progress import progress_bar
 from sevkvm.cli.run import say, warn
 from sevkvm.cli.search_report import json_line, text_lines
-from sevkvm.cli.values import RANGE, Range, number
+from sevkvm.cli.values import Range, number, parse_range
 from sevkvm.errors import EXIT_FAILURE, EXIT_HOLES
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sevkvm.paging.listing import Listing
     from sevkvm.search.job import Search
     from sevkvm.search.memory import Stretch
-    from sevkvm.search.pattern import Pattern
+    from sevkvm.search.pattern import Finder, Pattern
 
 _MOST_CONTEXT = 4096
 _HOLES_TOLD = 10
@@ -38,18 +38,25 @@ _KINDS = ("string", "hex", "regex", "utf16")
     sevkvm search --pid 4242 --hex '48 8b ?? 05' -C 32 1M:+256M
     # a regular expression over bytes, in the kernel's virtual memory, in a dump
     sevkvm search --file guest.core --gva --regex 'Linux version [0-9.]+' 0xffffffff80000000:+1G
+    sevkvm search --file guest.core --yara rules.yar
     # is it readable from the host? (it should not be)
     sevkvm search --pid 4242 --shared 'my secret'
     """,
 )
-@click.argument("pattern")
-@click.argument("ranges", metavar="[RANGE]...", nargs=-1, type=RANGE)
+@click.argument("words", metavar="PATTERN [RANGE]...", nargs=-1)
 @click.option(
     "--string", "kind", flag_value="string", default=True, help="PATTERN is text in UTF-8 (default)."
 )
 @click.option("--hex", "kind", flag_value="hex", help="PATTERN is bytes in hexadecimal; ?? is any byte.")
 @click.option("--regex", "kind", flag_value="regex", help="PATTERN is a regular expression over bytes.")
 @click.option("--utf16", "kind", flag_value="utf16", help="PATTERN is text in little-endian UTF-16.")
+@click.option(
+    "--yara",
+    "rules",
+    metavar="FILE",
+    type=click.Path(),
+    help="Search by YARA rules; there is no PATTERN then.",
+)
 @click.option("-i", "--ignore-case", is_flag=True, help="Ignore the case of ASCII letters; not with --hex.")
 @click.option("--gpa", "space", flag_value="gpa", default=True, help="Search physical memory (default).")
 @click.option("--gva", "space", flag_value="gva", help="Search what the guest's page tables map.")
@@ -67,9 +74,9 @@ _KINDS = ("string", "hex", "regex", "utf16")
 @guest_options
 def command(
     session: GuestSession,
-    pattern: str,
-    ranges: tuple[Range, ...],
+    words: tuple[str, ...],
     kind: str,
+    rules: str | None,
     ignore_case: bool,
     space: str,
     shared: bool,
@@ -85,7 +92,7 @@ def command(
     regular expression is up to 4096 bytes long. The guest runs on meanwhile: to search one moment, dump it and search
     the file. Exit status: 0 found, 1 not found, 6 some memory could not be read.
     """
-    wanted = _pattern(kind, pattern, ignore_case)
+    wanted, ranges = _wanted(words, kind, rules, ignore_case)
     spans = [(each.start, each.end) for each in ranges]
     count = 0
     # nothing is drawn over matches that go to the same screen
@@ -109,6 +116,28 @@ def command(
         click.get_current_context().exit(EXIT_HOLES)
     if not count:
         click.get_current_context().exit(EXIT_FAILURE)
+
+
+def _wanted(
+    words: tuple[str, ...], kind: str, rules: str | None, ignore_case: bool
+) -> tuple[Finder, list[Range]]:
+    """What to find, and where; click.UsageError for words that are neither."""
+    context = click.get_current_context()
+    finder: Finder
+    if rules is None:
+        if not words:
+            raise click.UsageError("Missing argument 'PATTERN'", context)
+        finder, words = _pattern(kind, words[0], ignore_case), words[1:]
+    elif kind != "string" or ignore_case:
+        raise click.UsageError("--yara and an option for PATTERN exclude each other", context)
+    else:
+        from sevkvm.search.yara import compile_rules
+
+        finder = compile_rules(rules)
+    try:
+        return finder, [parse_range(word) for word in words]
+    except ValueError as error:
+        raise click.UsageError(str(error), context) from None
 
 
 def _pattern(kind: str, text: str, ignore_case: bool) -> Pattern:
@@ -146,10 +175,10 @@ def _stretches(
     return mapped, min(most, 2 * guest.slots.nbytes), listing
 
 
-def _search(guest: Guest, stretches: Iterable[Stretch], pattern: Pattern, context: int) -> Search:
+def _search(guest: Guest, stretches: Iterable[Stretch], finder: Finder, context: int) -> Search:
     from sevkvm.search.job import Search
 
-    return Search(guest.memory, stretches, pattern, context)
+    return Search(guest.memory, stretches, finder, context)
 
 
 def _tell(search: Search, space: str, listing: Listing | None) -> bool:

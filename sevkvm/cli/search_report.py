@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from sevkvm.cli.render import hexadecimal
+from sevkvm.cli.render import hexadecimal, printable
 
 if TYPE_CHECKING:
     from sevkvm.search.scanner import Match
@@ -18,7 +18,8 @@ def text_lines(match: Match, space: str, gpa: int | None, context: int) -> Itera
     """Address(es) and the match as text, then the bytes around it if any are wanted."""
     where = f"0x{match.address:016x}" + (f" gpa 0x{gpa:x}" if space == "gva" and gpa is not None else "")
     more = "..." if len(match.data) > _SHOWN_NBYTES else ""
-    yield f"{where}: {_text(match.data[:_SHOWN_NBYTES])}{more}"
+    label = f"{printable(match.label)}: " if match.label else ""
+    yield f"{where}: {label}{_text(match.data[:_SHOWN_NBYTES])}{more}"
     if context:
         yield from hexdump(match.address - len(match.before), match.before + match.data + match.after)
 
@@ -47,6 +48,7 @@ def json_line(match: Match, space: str, gpa: int | None) -> str:
             "gpa": hexadecimal(gpa),
             "size": len(match.data),
             "bytes": match.data.hex(),
+            "rule": match.label or None,
             "before": match.before.hex(),
             "after": match.after.hex(),
         }

@@ -57,7 +57,9 @@ def held(contents: DumpContents) -> Iterator[tuple[int, int]]:
 def _facts(guest: Guest, contents: DumpContents) -> Iterator[tuple[str, str]]:
     yield "dump", f"{guest.name}, {contents.format}, {size(contents.file_nbytes)}"
     info = guest.sev
-    if info.cbit_pos is None:
+    if info.cbit_pos is None and not contents.cpus and contents.vmcoreinfo is None:
+        yield "C-bit", "not told by the file (else --cbit-pos)"
+    elif info.cbit_pos is None:
         yield (
             "C-bit",
             "none is known: a plain guest, or page tables that were stripped of it (else --cbit-pos)",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sevkvm.dump.reader import Memory
-    from sevkvm.search.pattern import Pattern
+    from sevkvm.search.pattern import Finder
     from sevkvm.search.scanner import Match
 
 _LISTED: Final = 1024
@@ -29,7 +29,7 @@ class Search:
 
     memory: Memory
     stretches: Iterable[Stretch]
-    pattern: Pattern
+    pattern: Finder
     context: int = 0
     advance: Callable[[int], None] = lambda done: None
     searched_nbytes: int = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from sevkvm import errors
 
@@ -19,32 +19,60 @@ LONGEST_LITERAL: Final = 64 << 10
 _HEX_DIGITS: Final = frozenset("0123456789abcdefABCDEF")
 
 
+class Finder(Protocol):
+    """Finds matches in windows of memory.
+
+    ``step``: the least number of new bytes worth a call. ``overlapping``: a match may begin inside another.
+    """
+
+    @property
+    def longest(self) -> int:
+        """The most bytes of one match."""
+        ...
+
+    @property
+    def step(self) -> int:
+        """See above."""
+        ...
+
+    @property
+    def overlapping(self) -> bool:
+        """See above."""
+        ...
+
+    def matches(self, window: bytes, start: int, limit: int) -> Iterator[tuple[int, int, str]]:
+        """``(start, end, label)`` of the matches that begin in ``[start, limit)``, ascending, none of them empty.
+
+        Right for every match if ``longest`` bytes follow ``limit``, or no byte of memory follows the window.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Pattern:
-    """``literal`` where plain bytes are looked for, which is faster; else ``regex``."""
+    """A Finder of matches that do not overlap. ``literal``: plain bytes, which is faster; else ``regex``."""
 
     longest: int
     literal: bytes | None = None
     regex: re.Pattern[bytes] | None = None
+    step: int = 1
+    overlapping: bool = False
 
-    def matches(self, window: bytes, start: int, limit: int) -> Iterator[tuple[int, int]]:
-        """``(start, end)`` of the matches that begin in ``[start, limit)``, ascending, not overlapping, not empty.
-
-        Right for every match if ``longest`` bytes follow ``limit``, or no byte of memory follows the window.
-        """
+    def matches(self, window: bytes, start: int, limit: int) -> Iterator[tuple[int, int, str]]:
+        """See Finder; there are no labels."""
         if start >= limit:
             return iter(())
         return self._find(window, start, limit) if self.literal else self._scan(window, start, limit)
 
-    def _find(self, window: bytes, start: int, limit: int) -> Iterator[tuple[int, int]]:
+    def _find(self, window: bytes, start: int, limit: int) -> Iterator[tuple[int, int, str]]:
         assert self.literal
         nbytes = len(self.literal)
         end = min(limit + nbytes - 1, len(window))
         while (start := window.find(self.literal, start, end)) >= 0:
-            yield start, start + nbytes
+            yield start, start + nbytes, ""
             start += nbytes
 
-    def _scan(self, window: bytes, start: int, limit: int) -> Iterator[tuple[int, int]]:
+    def _scan(self, window: bytes, start: int, limit: int) -> Iterator[tuple[int, int, str]]:
         assert self.regex
         while start < limit:
             found = self.regex.search(window, start)
@@ -55,7 +83,7 @@ class Pattern:
                 cut = self.regex.match(window, begin, begin + self.longest)
                 end = cut.end() if cut else begin
             if end > begin:
-                yield begin, end
+                yield begin, end, ""
             start = max(end, begin + 1)
 
 

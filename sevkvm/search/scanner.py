@@ -6,18 +6,22 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from sevkvm.search.pattern import Pattern
+    from sevkvm.search.pattern import Finder
 
 _LOOK_BEHIND: Final = 256  # what \b and (?<=...) may look at before a match
 
 
 class Match(NamedTuple):
-    """``data`` at ``address``; ``before`` and ``after`` are as much of the wanted context as there is."""
+    """``data`` at ``address``; ``before`` and ``after`` are as much of the wanted context as there is.
+
+    ``label``: what matched, where a search is for many things; else empty.
+    """
 
     address: int
     data: bytes
     before: bytes
     after: bytes
+    label: str = ""
 
 
 class Scanner:
@@ -27,7 +31,7 @@ class Scanner:
     that is still open, its context and look-behind need.
     """
 
-    def __init__(self, pattern: Pattern, context: int = 0) -> None:
+    def __init__(self, pattern: Finder, context: int = 0) -> None:
         self._pattern = pattern
         self._context = context
         self._reach = pattern.longest + context
@@ -47,7 +51,10 @@ class Scanner:
             yield from self.flush()
             self._address = address
         self._window += data
-        yield from self._search(len(self._window) - self._reach)
+        limit = len(self._window) - self._reach
+        if limit - self._next < self._pattern.step:
+            return
+        yield from self._search(limit)
         spent = self._next - self._keep
         if spent > 0:
             self._window = self._window[spent:]
@@ -62,12 +69,14 @@ class Scanner:
 
     def _search(self, limit: int) -> Iterator[Match]:
         window, context = self._window, self._context
-        for start, end in self._pattern.matches(window, self._next, limit):
-            self._next = end
+        for start, end, label in self._pattern.matches(window, self._next, limit):
+            if not self._pattern.overlapping:
+                self._next = end
             yield Match(
                 self._address + start,
                 window[start:end],
                 window[max(start - context, 0) : start],
                 window[end : end + context],
+                label,
             )
         self._next = max(self._next, limit)

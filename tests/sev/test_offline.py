@@ -130,6 +130,16 @@ def test_registers_are_the_same_where_the_format_has_them(
     assert told == alive | dict.fromkeys(("cr8", "efer", "apic_base"))
 
 
+def test_a_file_without_registers_needs_no_options_either(linux: SealedLinux) -> None:
+    (banner,) = linux.image.landmarks
+    result = sevkvm("translate", "--file", str(linux.ram), hex(banner.gva))  # the lab's own: raw
+    assert f"gpa 0x{banner.gpa:x}, 2 MiB page, private" in result.stdout
+    assert f"the C-bit is bit {linux.seal.cbit_pos}, says the VMCOREINFO" in result.stderr
+    plain = sevkvm("translate", "--file", str(linux.plain.ram), hex(banner.gva))
+    assert f"gpa 0x{banner.gpa:x}, 2 MiB page, read-only" in plain.stdout
+    assert "C-bit" not in plain.stderr
+
+
 @pytest.mark.parametrize("cbit", ["strip", "alias"])
 def test_a_core_made_for_other_readers_is_read_too(
     vmm: QemuVmm, linux: SealedLinux, tmp_path: Path, cbit: str

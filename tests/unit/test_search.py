@@ -279,3 +279,31 @@ def test_memory_is_read_in_bounded_pieces():
 
     search = Search(Endless(), [Stretch(0, 0, 1 << 50, True)], pattern.string("nnnn"))
     assert len(list(itertools.islice(search, 100_000))) == 100_000
+
+
+class Labelled:
+    """A finder that, like YARA, is asked for steps and answers with overlapping matches."""
+
+    longest, step, overlapping = 8, 100, True
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def matches(self, window, start, limit):
+        self.calls += 1
+        for found in re.finditer(b"(?=(ab)|(abab))", window):
+            if start <= found.start() < limit:
+                yield found.start(), found.start() + 2, "short"
+                if window[found.start() :].startswith(b"abab"):
+                    yield found.start(), found.start() + 4, "long"
+
+
+@pytest.mark.parametrize("size", [1, 5, 7, 64, 101])
+def test_a_finder_that_wants_steps_gets_them_and_finds_everything_once(size):
+    data = b"..abab" * 200
+    finder = Labelled()
+    found = scan(finder, [(at, data[at : at + size]) for at in range(0, len(data), size)])
+    assert [(match.address, match.label) for match in found] == [
+        (6 * n + at, label) for n in range(200) for at, label in ((2, "short"), (2, "long"), (4, "short"))
+    ]
+    assert finder.calls <= len(data) / 100 + 1

@@ -1,6 +1,7 @@
 """``sevkvm search``: what it prints, and how it ends."""
 
 import json
+import sys
 
 import pytest
 
@@ -56,6 +57,7 @@ def test_json_is_an_object_a_line(attached, run):
         "gpa": hex(SECRET_GPA),
         "size": 5,
         "bytes": b"the q".hex(),
+        "rule": None,
         "before": "",
         "after": b"u".hex(),
     }
@@ -110,3 +112,43 @@ def test_wrong_usage(attached, run, args, says):
     result = run("search", *args)
     assert result.exit_code == 2
     assert says in result.stderr
+
+
+RULES = """
+rule animals { strings: $fox = "quick brown fox" $dog = { 6c 61 7a 79 ?? 64 } condition: all of them }
+rule plants { strings: $none = "no such words in here" condition: $none }
+"""
+
+
+def test_yara_rules_tell_which_string_of_which_rule(attached, run, tmp_path):
+    pytest.importorskip("yara")
+    path = tmp_path / "rules.yar"
+    path.write_text(RULES)
+    result = run("search", "--yara", str(path), f"{SECRET_GPA}:+43")
+    assert result.stdout.splitlines() == [
+        f"0x{SECRET_GPA + 4:016x}: animals $fox: quick brown fox",
+        f"0x{SECRET_GPA + 35:016x}: animals $dog: lazy d",
+    ]
+    told = [
+        json.loads(line) for line in run("search", "--json", "--yara", str(path), "0:64K").stdout.splitlines()
+    ]
+    assert len(told) == 2 * (4096 // 43)
+    assert {each["rule"] for each in told} == {"animals $fox", "animals $dog"}
+    assert len({each["address"] for each in told}) == len(told)
+
+
+def test_yara_rules_that_are_none_are_refused(attached, run, tmp_path):
+    pytest.importorskip("yara")
+    path = tmp_path / "rules.yar"
+    path.write_text("rule { }")
+    result = run("search", "--yara", str(path))
+    assert result.exit_code == 2
+    assert "no file of YARA rules" in result.stderr
+    assert run("search", "--yara", str(path), "--hex", "00").exit_code == 2
+
+
+def test_yara_is_an_extra(attached, run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "yara", None)
+    result = run("search", "--yara", "rules.yar")
+    assert result.exit_code == 2
+    assert "hint: pip install 'sevkvm[yara]'" in result.stderr
