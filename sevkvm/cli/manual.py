@@ -17,6 +17,7 @@ LISTS: dict[str, list[tuple[str, str]]] = {
     "Options of every command that needs a guest": [
         ("--pid PID", "the VMM's process; enough when it has one VM"),
         ("--vm-fd N", "its VM descriptor; alone, one inherited from the VMM or that of the only VM here"),
+        ("--file DUMP", "a dump instead of a running guest: ELF core, kdump, LiME, raw"),
         ("--qmp SOCKET", "the VMM's QMP monitor, to ask for the memory layout and the C-bit"),
         ("--libvirt DOMAIN", "ask through `virsh qemu-monitor-command` instead"),
         ("--slot GPA:SIZE:HVA", "say the memory layout yourself; may be repeated"),
@@ -33,7 +34,7 @@ LISTS: dict[str, list[tuple[str, str]]] = {
     ],
     "Exit status": [
         ("0", "done"),
-        ("1", "failure"),
+        ("1", "failure; an address that is not mapped, a pattern that is not found"),
         ("2", "wrong usage"),
         ("3", "could not attach to the VMM"),
         ("4", "no such process or VM"),

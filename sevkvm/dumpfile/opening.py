@@ -35,6 +35,10 @@ _MAGICS: Final = (
     (LIME_MAGIC, "lime"),
 )
 
+# Memory that a file tells of and does not hold is looked at page by page, or nearly so.
+_PLAUSIBLE_NBYTES: Final = 1 << 40
+_PLAUSIBLE_FACTOR: Final = 4096
+
 _UNPACK = "unpack it first"
 _CONVERT = "convert it first"
 _OTHERS: Final = (
@@ -63,7 +67,14 @@ def open_contents(
 
     ``ranges``: ``(gpa, nbytes, offset)`` of a raw file. Raises BadDump for what is no dump, or a broken one.
     """
-    told = file_format or _recognized(image)
+    contents = _opened(image, file_format or _recognized(image), ranges)
+    claimed = sum(nbytes for _, nbytes in contents.store.ranges)
+    if claimed > max(_PLAUSIBLE_NBYTES, _PLAUSIBLE_FACTOR * image.nbytes):
+        raise errors.BadDump(image.path, f"{image.nbytes} bytes that tell of {claimed >> 40} TiB of memory")
+    return contents
+
+
+def _opened(image: MappedFile, told: str, ranges: Sequence[tuple[int, int, int]]) -> DumpContents:
     if told == "raw":
         return open_raw(image, ranges)
     if ranges:

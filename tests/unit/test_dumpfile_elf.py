@@ -155,6 +155,7 @@ def test_many_segments_in_any_order(opened):
         (core(load(0, A, memory_nbytes=5)), "more bytes in the file"),
         (core(load((1 << 64) - PAGE, A)), "no processor has that"),
         (core(load(1 << 52, A)), "no processor has that"),
+        (core(load(0, A, memory_nbytes=1 << 50)), "bytes that tell of 1024 TiB of memory"),
         (core(load(0, A), notes=note(b"CORE", 6, bytes(16))), "core of a process"),
         (core(load(0, A), notes=struct.pack("<III", 5, 1 << 31, 1)), "goes on beyond the end of its segment"),
         (core(load(0, A), notes=note(b"QEMU", 0, bytes(0x1B8))), "QEMU note of version 0"),
