@@ -321,3 +321,21 @@ def test_pointers_to_the_end_of_ram_and_beyond() -> None:
     )
     ram.put(32 * MIB - PAGE, elf_note(b"OSRELEASE=cut short by the end of RAM\n" * 110)[:PAGE])
     assert found(ram) == (form(kernel, 4, None), NOTE)
+
+
+_KERNEL_WORDS = st.sampled_from(
+    [0xFFFF_8880_0000_0000, 0xFF11_0000_0000_0000, 0xFFFF_FFFF_8000_0000, 0, 1 << 63]
+)
+
+
+@given(
+    st.lists(
+        st.builds(int.__or__, _KERNEL_WORDS, st.sampled_from([0, 1, 0x10, 0x100, 0x1000, 0x8000, 0x3_F000])),
+        max_size=50,
+    ),
+    st.binary(max_size=7),
+)
+def test_page_pointers_are_those_that_a_loop_finds(words: list[int], tail: bytes) -> None:
+    data = struct.pack(f"<{len(words)}Q", *words) + tail
+    expected = [word for word in words if word % 4096 == 0 and 0xFF << 56 <= word < 0xFFFF_FFFF_8000_0000]
+    assert list(pointers.page_pointers(data)) == expected
