@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sevkvm import errors
 from sevkvm.abi.x86 import MSR_KERNEL_GS_BASE
-from sevkvm.linux.finder import KernelFinder
 from sevkvm.linux.ram import LIMIT_PAGES, Progress
 from sevkvm.memory.policy import SevInfo, SevKind
 from sevkvm.paging.form import PagingForm, PagingMode
@@ -19,6 +19,7 @@ from sevkvm.vcpu import VcpuState, paging_mode, root_gpa
 if TYPE_CHECKING:
     from sevkvm.abi.kvm import Regs, Sregs
     from sevkvm.dumpfile import DumpContents
+    from sevkvm.linux.finder import KernelFinder
     from sevkvm.linux.vmcoreinfo import VmcoreInfo
     from sevkvm.memory.source import PhysicalMemory, SlotMap
     from sevkvm.paging.walk import Translation
@@ -114,9 +115,6 @@ class Guest:
         self._depth = 0
         self._held_ns = 0
         self._states: list[VcpuState] | None = None
-        self._finder = KernelFinder(
-            parts.memory, parts.warn, limit_pages=parts.search_pages, progress=parts.searching
-        )
 
     def stats(self) -> dict[str, int]:
         """Counts by name: what attaching and reading cost; times end in ``_ns``."""
@@ -252,6 +250,18 @@ class Guest:
                 return kernel and kernel.info
             forms = [kernel.form]
         return self._finder.note(cbit_pos, forms)
+
+    @cached_property
+    def _finder(self) -> KernelFinder:
+        # what it imports costs as much as a walk; most commands need no kernel
+        from sevkvm.linux.finder import KernelFinder
+
+        return KernelFinder(
+            self._parts.memory,
+            self._parts.warn,
+            limit_pages=self._parts.search_pages,
+            progress=self._parts.searching,
+        )
 
     def _kernel_form(self, no_registers: str, cbit_pos: int | None) -> PagingForm:
         """The kernel's own tables, found in memory."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -33,3 +35,23 @@ def test_every_c_source_has_its_header() -> None:
     sources = {path.stem for path in (ROOT / "csrc").glob("sk_*.c")}
     headers = {path.stem for path in (ROOT / "csrc").glob("sk_*.h")}
     assert sources <= headers
+
+
+def test_a_command_on_a_vmm_imports_no_search_and_no_dump_reader() -> None:
+    program = (
+        "import sys, sevkvm.attach, sevkvm.attach.opening as o; o.open_guest; print('\\n'.join(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    unused = (
+        "sevkvm.linux.find",
+        "sevkvm.dumpfile",
+        "sevkvm.attach.offline",
+        "asyncio",
+        "click",
+        "rich",
+        "hashlib",
+    )
+    assert "sevkvm.guest" in done.stdout.split()
+    assert not set(unused) & set(done.stdout.split())
