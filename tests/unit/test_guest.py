@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from sevkvm import errors
-from sevkvm.abi import sev
+from sevkvm.abi.policy import Policy
+from sevkvm.abi.policybits import POLICY_ES, POLICY_NODBG
 from sevkvm.guest import Guest, GuestParts, SevInfo, SevKind
 from sevkvm.host.kvm import VcpuFd, VmFd
 from sevkvm.lab.demo import DemoOptions, demo_image
@@ -190,7 +191,7 @@ def test_cr3_overrides_and_vcpu_chooses(image: Image, fake: FakeGuest) -> None:
 
 
 def test_an_unknown_cbit_is_refused_where_it_is_needed(fake: FakeGuest) -> None:
-    guest, _ = open_fake(fake, sev=SevInfo(SevKind.SEV, sev.Policy(0)))
+    guest, _ = open_fake(fake, sev=SevInfo(SevKind.SEV, Policy(0)))
     with pytest.raises(errors.PlatformUnsupported) as caught:
         guest.translate(0)
     assert caught.value.exit_code == errors.EXIT_FORBIDDEN
@@ -200,7 +201,7 @@ def test_an_unknown_cbit_is_refused_where_it_is_needed(fake: FakeGuest) -> None:
 
 
 def test_nodbg_is_refused_before_anything_is_decrypted(image: Image) -> None:
-    fake = launch(image, policy=sev.POLICY_NODBG)
+    fake = launch(image, policy=POLICY_NODBG)
     with pytest.raises(errors.DebugForbidden) as caught:
         require_debug(ask_kernel(VmFd(fake.port, fake.vm_fd)))
     assert caught.value.exit_code == errors.EXIT_FORBIDDEN
@@ -223,7 +224,7 @@ def test_a_plain_guest_is_read_directly() -> None:
 
 
 def test_a_sev_es_guest_has_no_registers_but_its_memory_can_be_read(image: Image) -> None:
-    fake = launch(image, policy=sev.POLICY_ES, es=True)
+    fake = launch(image, policy=POLICY_ES, es=True)
     guest, holder = open_fake(fake, no_registers="encrypted", cr3=image.vcpus[0].sregs.cr3)
     assert guest.sev.kind is SevKind.SEV_ES
     with pytest.raises(errors.RegistersUnavailable):
