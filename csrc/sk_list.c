@@ -8,10 +8,10 @@
 
 #include "sk_cache.h"
 #include "sk_line.h"
+#include "sk_rights.h"
 #include "sk_summary.h"
 
 #define MAX_LEVELS 5
-#define NENTRIES 512 /* of a page table with entries of 8 bytes */
 #define PAGE_OFFSET 0xfffULL
 
 #define STEP_BUDGET (1U << 18)  /* runs of entries and records of one step: a few milliseconds */
@@ -29,12 +29,6 @@ static const size_t record_nbytes[] = {
 	[SK_LIST_RUNS] = sizeof(struct sk_list_run),
 	[SK_LIST_LEAVES_TEXT] = SK_LINE_LEAF_NBYTES,
 	[SK_LIST_RUNS_TEXT] = SK_LINE_RUN_NBYTES,
-};
-
-/* Four entries of 8 bytes, two to a register. */
-struct entries {
-	uint64_t low __attribute__((vector_size(16)));
-	uint64_t high __attribute__((vector_size(16)));
 };
 
 /* A table on a path, decoded, and where the path goes on from it. */
@@ -68,12 +62,9 @@ struct sk_list {
 	struct sk_list_options options;
 	uint32_t levels;
 	uint32_t shifts[MAX_LEVELS + 1]; /* sk_walk_shift by level */
-	uint32_t sign_bit; /* of an address; all bits above are equal to it. 64: there are none */
-	uint64_t last;     /* the last address before sign extension */
-	uint64_t flag_bits; /* of an entry of level 1: those that its flags depend on. 0: entries are not of 8 bytes */
-	struct sk_list_range *ranges; /* before sign extension, ascending, apart */
-	size_t nranges;
-	size_t range;      /* the first that does not end before the cursor */
+	struct sk_space space; /* addresses are counted as there */
+	size_t range;          /* the first of the space's that does not end before the cursor */
+	uint64_t rights_bits;  /* for sk_rights_runs; 0: page tables are to be decoded as they are */
 
 	struct sk_cache *cache;
 	struct sk_summaries *summaries;
@@ -100,14 +91,6 @@ struct sk_list {
 	struct sk_list_totals totals;
 };
 
-/* Addresses below are as the tables count them: from 0, before sign extension. */
-static uint64_t sign_extend(const struct sk_list *list, uint64_t address)
-{
-	if (list->sign_bit < 64 && address >> list->sign_bit & 1)
-		return address | ~0ULL << list->sign_bit;
-	return address;
-}
-
 static bool makes_runs(const struct sk_list *list)
 {
 	return list->options.kind == SK_LIST_RUNS || list->options.kind == SK_LIST_RUNS_TEXT;
@@ -129,14 +112,6 @@ static uint64_t entry_start(const struct sk_list *list, const struct place *plac
 	return place->base + ((uint64_t)index << list->shifts[place->level]);
 }
 
-/* Step over ranges that end before address; false: there is none left. */
-static bool range_at(const struct sk_list *list, size_t *range, uint64_t address)
-{
-	while (*range < list->nranges && list->ranges[*range].last < address)
-		++*range;
-	return *range < list->nranges;
-}
-
 static bool lies_in(const struct sk_list_range *range, uint64_t first, uint64_t last)
 {
 	return range->first <= first && last <= range->last;
@@ -146,7 +121,7 @@ static bool lies_in(const struct sk_list_range *range, uint64_t first, uint64_t 
 
 static void flush_run(struct sk_list *list)
 {
-	uint64_t start = sign_extend(list, list->run_start);
+	uint64_t start = sk_space_gva(&list->space, list->run_start);
 	uint64_t nbytes = list->run_end - list->run_start;
 
 	list->run_open = false;
@@ -155,7 +130,7 @@ static void flush_run(struct sk_list *list)
 
 		memcpy(list->out, &run, sizeof run);
 	} else {
-		sk_line_run(list->out, start, sign_extend(list, list->run_end), sign_extend(list, nbytes),
+		sk_line_run(list->out, start, sk_space_gva(&list->space, list->run_end), sk_space_gva(&list->space, nbytes),
 		            list->run_flags);
 	}
 	list->out += record_nbytes[list->options.kind];
@@ -164,7 +139,7 @@ static void flush_run(struct sk_list *list)
 /* There is room for one record. */
 static void add_run(struct sk_list *list, uint64_t start, uint64_t end, uint32_t flags)
 {
-	bool middle = list->options.kind == SK_LIST_RUNS && list->sign_bit < 64 && start == 1ULL << list->sign_bit;
+	bool middle = list->options.kind == SK_LIST_RUNS && list->space.sign_bit < SK_SPACE_NO_SIGN && start == 1ULL << list->space.sign_bit;
 
 	flags &= list->options.tell_apart;
 	if (list->run_open && list->run_end == start && list->run_flags == flags && !middle) {
@@ -183,7 +158,7 @@ static void add_leaf(struct sk_list *list, const struct frame *frame, const stru
                      uint32_t flags)
 {
 	uint32_t index = run->first + nth;
-	uint64_t gva = sign_extend(list, entry_start(list, &frame->place, index));
+	uint64_t gva = sk_space_gva(&list->space, entry_start(list, &frame->place, index));
 	uint64_t gpa = run->gpa + nth * run->page_nbytes;
 	uint64_t entry = sk_walk_raw(&list->paging, frame->place.level, frame->table, index);
 
@@ -243,7 +218,7 @@ static void note_unreadable(struct sk_list *list, uint64_t gpa, uint32_t level, 
 	list->totals.unreadable++;
 	if (list->totals.unreadable_listed < list->options.unreadable)
 		list->unreadable[list->totals.unreadable_listed++] =
-			(struct sk_list_unreadable){ level, gpa, sign_extend(list, base) };
+			(struct sk_list_unreadable){ level, gpa, sk_space_gva(&list->space, base) };
 }
 
 static const void *table_in(const struct sk_list *list, uint32_t slot, uint64_t gpa, uint32_t level)
@@ -254,63 +229,6 @@ static const void *table_in(const struct sk_list *list, uint32_t slot, uint64_t 
 	if (page && sk_walk_table_nbytes(&list->paging, level) < SK_TABLE_NBYTES)
 		page += gpa & PAGE_OFFSET & -sk_walk_table_nbytes(&list->paging, level);
 	return page;
-}
-
-/* The bits of an entry of level 1, which is always a leaf, that make a difference to its flags. */
-static uint64_t flag_bits_of(const struct sk_paging *paging)
-{
-	struct sk_entry bare, other;
-	uint64_t bits = SK_PRESENT;
-
-	sk_walk_entry(paging, 1, SK_PRESENT, &bare);
-	for (uint32_t bit = 1; bit < 64; bit++) {
-		sk_walk_entry(paging, 1, SK_PRESENT | 1ULL << bit, &other);
-		if (other.flags != bare.flags)
-			bits |= 1ULL << bit;
-	}
-	return bits;
-}
-
-/* Are all entries of a page table alike in these bits? Most are, which is seen much faster than they are decoded. */
-static bool all_alike(const void *table, uint64_t bits)
-{
-	const struct entries *entries = table;
-	struct entries any = entries[0], all = entries[0];
-
-	for (uint32_t i = 1; i < NENTRIES / 4; i++) {
-		any.low |= entries[i].low;
-		all.low &= entries[i].low;
-		any.high |= entries[i].high;
-		all.high &= entries[i].high;
-	}
-	any.low |= any.high;
-	all.low &= all.high;
-	return !(((any.low[0] | any.low[1]) ^ (all.low[0] & all.low[1])) & bits);
-}
-
-/*
- * A page table as runs of equal flags, wherever their pages are: what sk_walk_table gives, but for the gpas, which
- * runs of rights do not tell.
- */
-static uint32_t decode_rights(const struct sk_list *list, const void *table, struct sk_run *runs)
-{
-	const uint64_t *raw = table;
-	uint32_t nruns = 0, next = 0;
-	struct sk_entry entry;
-
-	for (uint32_t index = 0; index < NENTRIES; index = next) {
-		next = index + 1;
-		if (!(raw[index] & SK_PRESENT))
-			continue;
-		if (!index && all_alike(table, list->flag_bits))
-			next = NENTRIES;
-		while (next < NENTRIES && !((raw[next] ^ raw[index]) & list->flag_bits))
-			next++;
-		sk_walk_entry(&list->paging, 1, raw[index], &entry);
-		runs[nruns++] = (struct sk_run){ 0, entry.page_nbytes, entry.flags, (uint16_t)index,
-		                                 (uint16_t)(next - index) };
-	}
-	return nruns;
 }
 
 /* The path */
@@ -334,8 +252,8 @@ static bool enter(struct sk_list *list, uint32_t slot, uint64_t gpa, struct plac
 	list->totals.tables[place.level] += frame->fresh;
 	frame->place = place;
 	frame->place.runs = frame->runs;
-	if (place.level == 1 && list->flag_bits)
-		frame->place.nruns = decode_rights(list, table, frame->runs);
+	if (place.level == 1 && list->rights_bits)
+		frame->place.nruns = sk_rights_runs(&list->paging, list->rights_bits, table, frame->runs);
 	else
 		frame->place.nruns = (uint32_t)sk_walk_table(&list->paging, place.level, table, frame->runs);
 	frame->place.run = 0;
@@ -389,10 +307,10 @@ static bool child_of(const struct sk_list *list, const struct place *place, size
 	if (place->whole)
 		return true;
 	last = entry_start(list, place, run->first + 1U) - 1;
-	*ended = !range_at(list, range, child->base);
-	if (*ended || list->ranges[*range].first > last)
+	*ended = !sk_space_range_at(&list->space, range, child->base);
+	if (*ended || list->space.ranges[*range].first > last)
 		return false;
-	child->whole = lies_in(&list->ranges[*range], child->base, last);
+	child->whole = lies_in(&list->space.ranges[*range], child->base, last);
 	return true;
 }
 
@@ -491,7 +409,7 @@ static bool begin(struct sk_list *list)
 		list->wanted_level = list->levels;
 		return false;
 	}
-	place.whole = lies_in(&list->ranges[0], 0, list->last);
+	place.whole = lies_in(&list->space.ranges[0], 0, list->space.last);
 	enter(list, slot, list->options.root_gpa, place);
 	list->entered = true;
 	return true;
@@ -542,7 +460,7 @@ static bool take_cut_leaf(struct sk_list *list, struct frame *frame, const struc
 	uint64_t first = entry_start(list, &frame->place, run->first + frame->done);
 	uint64_t last = first + run->page_nbytes - 1;
 
-	if (!range_at(list, &list->range, first) || list->ranges[list->range].first > last)
+	if (!sk_space_range_at(&list->space, &list->range, first) || list->space.ranges[list->range].first > last)
 		return true;
 	if (!has_room(list))
 		return false;
@@ -552,11 +470,11 @@ static bool take_cut_leaf(struct sk_list *list, struct frame *frame, const struc
 		return true;
 	}
 	for (;;) {
-		const struct sk_list_range *range = &list->ranges[list->range];
+		const struct sk_list_range *range = &list->space.ranges[list->range];
 
 		add_run(list, range->first > first ? range->first : first, (range->last < last ? range->last : last) + 1,
 		        flags);
-		if (range->last >= last || list->range + 1 == list->nranges || range[1].first > last)
+		if (range->last >= last || list->range + 1 == list->space.nranges || range[1].first > last)
 			break;
 		list->range++;
 		if (!has_room(list))
@@ -609,7 +527,7 @@ static void take_reserved(struct sk_list *list, struct frame *frame)
 		uint64_t last = entry_start(list, &frame->place, run->first + nth + 1) - 1;
 
 		if (frame->place.whole ||
-		    (range_at(list, &list->range, first) && list->ranges[list->range].first <= last))
+		    (sk_space_range_at(&list->space, &list->range, first) && list->space.ranges[list->range].first <= last))
 			list->totals.reserved++;
 	}
 }
@@ -629,7 +547,7 @@ enum sk_list_state sk_list_step(struct sk_list *list, void *buffer, size_t nbyte
 			state = SK_LIST_TABLES;
 			break;
 		}
-		if (!list->entered && list->nranges) {
+		if (!list->entered && list->space.nranges) {
 			begin(list);
 			continue;
 		}
@@ -697,50 +615,6 @@ const struct sk_list_unreadable *sk_list_unreadable(const struct sk_list *list)
 
 /* Making one */
 
-static int compare_ranges(const void *left, const void *right)
-{
-	const struct sk_list_range *a = left, *b = right;
-
-	return (a->first > b->first) - (a->first < b->first);
-}
-
-/* The part of a range that lies in [first, last], counted from `zero` up. */
-static void clip_range(struct sk_list *list, const struct sk_list_range *range, uint64_t first, uint64_t last,
-                       uint64_t zero)
-{
-	uint64_t from = range->first > first ? range->first : first, to = range->last < last ? range->last : last;
-
-	if (from <= to)
-		list->ranges[list->nranges++] = (struct sk_list_range){ from - first + zero, to - first + zero };
-}
-
-static void set_ranges(struct sk_list *list, const struct sk_list_range *ranges, size_t nranges)
-{
-	uint64_t half = list->last / 2 + 1;
-	size_t kept = 0;
-
-	for (size_t i = 0; i < nranges; i++) {
-		if (list->sign_bit == 64) {
-			clip_range(list, &ranges[i], 0, list->last, 0);
-			continue;
-		}
-		clip_range(list, &ranges[i], 0, half - 1, 0);
-		clip_range(list, &ranges[i], -half, UINT64_MAX, half);
-	}
-	if (!list->nranges)
-		return;
-	qsort(list->ranges, list->nranges, sizeof list->ranges[0], compare_ranges);
-	for (size_t i = 1; i < list->nranges; i++) {
-		const struct sk_list_range *range = &list->ranges[i];
-
-		if (range->first > list->ranges[kept].last + 1)
-			list->ranges[++kept] = *range;
-		else if (range->last > list->ranges[kept].last)
-			list->ranges[kept].last = range->last;
-	}
-	list->nranges = kept + 1;
-}
-
 enum sk_status sk_list_create(const struct sk_paging *paging, const struct sk_list_options *options,
                               const struct sk_list_range *ranges, size_t nranges, struct sk_list **out,
                               struct sk_error *err)
@@ -764,15 +638,12 @@ enum sk_status sk_list_create(const struct sk_paging *paging, const struct sk_li
 	list->levels = levels;
 	for (uint32_t level = 1; level <= levels; level++)
 		list->shifts[level] = sk_walk_shift(paging, level);
-	list->sign_bit = levels == 5 ? 56 : levels == 4 ? 47 : 64;
-	list->last = levels < 4 ? UINT32_MAX : (2ULL << list->sign_bit) - 1;
 	if (options->kind == SK_LIST_RUNS_TEXT)
 		list->options.tell_apart = SK_WRITABLE | SK_USER;
-	list->ranges = calloc(nranges + 1, 2 * sizeof list->ranges[0]);
 	list->unreadable = calloc(options->unreadable + 1, sizeof list->unreadable[0]);
-	status = list->ranges && list->unreadable
-	                 ? SK_OK
-	                 : sk_fail_errno(err, ENOMEM, "%zu ranges of page tables", nranges);
+	status = list->unreadable ? SK_OK : sk_fail_errno(err, ENOMEM, "a list of unreadable page tables");
+	if (!status)
+		status = sk_space_init(&list->space, paging, ranges, nranges, err);
 	if (!status)
 		status = sk_cache_create(options->cache_pages, seed, &list->cache, err);
 	if (!status)
@@ -784,9 +655,8 @@ enum sk_status sk_list_create(const struct sk_paging *paging, const struct sk_li
 	list->window = sk_cache_npages(list->cache) / 8;
 	if (list->window > SK_LIST_MAX_WANTED)
 		list->window = SK_LIST_MAX_WANTED;
-	if (makes_runs(list) && sk_walk_nentries(paging, 1) == NENTRIES)
-		list->flag_bits = flag_bits_of(paging);
-	set_ranges(list, ranges, nranges);
+	if (makes_runs(list))
+		list->rights_bits = sk_rights_bits(paging);
 	*out = list;
 	return SK_OK;
 }
@@ -797,7 +667,7 @@ void sk_list_destroy(struct sk_list *list)
 		return;
 	sk_cache_destroy(list->cache);
 	sk_summaries_destroy(list->summaries);
-	free(list->ranges);
+	sk_space_deinit(&list->space);
 	free(list->unreadable);
 	free(list);
 }

@@ -16,6 +16,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "sk_space.h"
 #include "sk_status.h"
 #include "sk_walk.h"
 
@@ -48,12 +49,6 @@ struct sk_list_options {
 	uint64_t cache_pages;    /* table pages kept */
 	uint64_t summaries;      /* tables remembered, 16 to 40 bytes each */
 	uint64_t unreadable;     /* unreadable tables that are listed; all are counted */
-};
-
-/* Guest-virtual addresses, both inclusive. */
-struct sk_list_range {
-	uint64_t first;
-	uint64_t last;
 };
 
 /* flags: SK_WRITABLE and SK_USER and-ed down the walk, SK_NX or-ed; the others are the leaf's own. */

@@ -13,7 +13,17 @@ from tests.support.build import CSRC, ROOT, SANITIZERS, require_compiler
 
 FUZZ = ROOT / "tests" / "fuzz"
 CORPUS = FUZZ / "corpus" / "tables"
-SOURCES = ("sk_list.c", "sk_cache.c", "sk_summary.c", "sk_line.c", "sk_scan.c", "sk_walk.c", "sk_status.c")
+SOURCES = (
+    "sk_list.c",
+    "sk_cache.c",
+    "sk_summary.c",
+    "sk_space.c",
+    "sk_rights.c",
+    "sk_line.c",
+    "sk_scan.c",
+    "sk_walk.c",
+    "sk_status.c",
+)
 
 
 @pytest.fixture(scope="module")
