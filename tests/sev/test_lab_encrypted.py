@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sevkvm.abi import sev
+from sevkvm.abi.policybits import POLICY_ES, POLICY_NODBG
 from sevkvm.lab.demo import SECRET, SHARED_MESSAGE
 from sevkvm.lab.emulator import Machine
 from sevkvm.shim.supervisor import KvmMode, SevHost
@@ -65,10 +65,10 @@ def test_private_memory_is_noise_to_the_host_and_shared_memory_is_not(host: SevH
         assert guest.host_bytes(secret.gpa, secret.nbytes) != SECRET
 
 
-@pytest.mark.parametrize("policy", [0, sev.POLICY_NODBG, sev.POLICY_ES, sev.POLICY_ES | sev.POLICY_NODBG])
+@pytest.mark.parametrize("policy", [0, POLICY_NODBG, POLICY_ES, POLICY_ES | POLICY_NODBG])
 def test_the_launch_is_the_documented_one_and_ends_in_running(host: SevHost, policy: int) -> None:
     with lab_guest(policy=policy, vcpus=2, popen=host.popen) as guest:
-        es = bool(policy & sev.POLICY_ES)
+        es = bool(policy & POLICY_ES)
         private = guest.image.private_ranges()
         assert host.log.names() == [
             "ES_INIT" if es else "INIT",

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sevkvm.abi import sev
+from sevkvm.abi.policybits import POLICY_ES
 from sevkvm.host.deputy import Deputy
 from sevkvm.host.kvm import VmFd
 from sevkvm.shim.supervisor import SevHost
@@ -27,7 +27,7 @@ HASH_TABLE_PLACE = uuid.UUID("7255371f-3a3b-4b04-927b-1da6efa8d454")
 FOOTER = uuid.UUID("96b582de-1fb2-45f7-baea-a366c55a082d")
 HASH_TABLE = uuid.UUID("9438d606-4f22-4cc9-b479-a793d411fd21")
 KERNEL_HASH = uuid.UUID("4de79437-abd2-427f-b835-d5b172d2045b")
-POLICIES = {"sev": 0, "sev-es": sev.POLICY_ES}
+POLICIES = {"sev": 0, "sev-es": POLICY_ES}
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sevkvm import errors
 from sevkvm.abi import sev
 from sevkvm.abi.kvm import KVM_MEMORY_ENCRYPT_REG_REGION
+from sevkvm.abi.policybits import POLICY_NODBG
 from sevkvm.shim.dbg_crypt_old import STALE
 from sevkvm.shim.generation import Generation
 from sevkvm.shim.kernel import Kernel
@@ -183,7 +184,7 @@ def test_a_full_page_at_an_odd_place_overflows_the_old_kernels_heap() -> None:
     guest = launch(OLD)
     with pytest.raises(KernelCorrupted, match="4104 bytes"):
         crypt(guest, sev.SevCmd.DBG_ENCRYPT, guest.port.scratch_hva, guest.hva(8), PAGE)
-    guest = launch_guest({0: RAM}, policy=sev.POLICY_NODBG, port=FakePort(kernel=Kernel(generation=OLD)))
+    guest = launch_guest({0: RAM}, policy=POLICY_NODBG, port=FakePort(kernel=Kernel(generation=OLD)))
     # the firmware's refusal comes first
     assert crypt(guest, sev.SevCmd.DBG_ENCRYPT, guest.port.scratch_hva, guest.hva(8), PAGE) == errno.EIO
 

@@ -9,6 +9,7 @@ import pytest
 from sevkvm import errors
 from sevkvm.abi import kvm as abi
 from sevkvm.abi import sev
+from sevkvm.abi.policybits import POLICY_ES
 from sevkvm.host.kvm import VmFd
 from sevkvm.shim.mini_kvm import VmFile
 from sevkvm.shim.mirror import ALLOWED_ON_MIRRORS
@@ -162,7 +163,7 @@ def test_moving_kills_the_source(guest: FakeGuest) -> None:
 
 
 def test_a_sev_es_guest_moves_only_sealed_and_to_as_many_vcpus() -> None:
-    guest = launch_guest({0: RAM}, policy=sev.POLICY_ES, es=True, finish=False)
+    guest = launch_guest({0: RAM}, policy=POLICY_ES, es=True, finish=False)
     port = guest.port
     target = port.create_vm()
     assert enable(port, target, MOVE, guest.vm_fd) == errno.EINVAL

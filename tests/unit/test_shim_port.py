@@ -7,6 +7,7 @@ import pytest
 from sevkvm import errors
 from sevkvm.abi import sev
 from sevkvm.abi.kvm import CpuidEntry
+from sevkvm.abi.policybits import POLICY_ES, POLICY_NODBG
 from sevkvm.host.kvm import VcpuFd, VmFd
 from sevkvm.host.port import IoctlPort
 from sevkvm.shim.port import FakePort, launch_guest
@@ -41,10 +42,10 @@ def test_encrypt_then_decrypt() -> None:
 
 
 def test_status_policy_and_nodbg() -> None:
-    guest = launch_guest({0: RAM}, policy=sev.POLICY_NODBG)
+    guest = launch_guest({0: RAM}, policy=POLICY_NODBG)
     vm = VmFd(guest.port, guest.vm_fd)
     assert vm.sev_available()
-    assert vm.sev_guest_status() == sev.GuestStatus(1, sev.POLICY_NODBG, sev.GuestState.RUNNING)
+    assert vm.sev_guest_status() == sev.GuestStatus(1, POLICY_NODBG, sev.GuestState.RUNNING)
     with pytest.raises(errors.FirmwareError) as refused:
         vm.sev_dbg_decrypt(guest.hva(0), guest.port.scratch_hva, 4096)
     assert refused.value.status == sev.FwStatus.POLICY_FAILURE
@@ -74,7 +75,7 @@ def test_vcpu_registers_and_cpuid() -> None:
 
 
 def test_sealed_registers_of_a_legacy_sev_es_guest_tell_no_cr3() -> None:
-    guest = launch_guest({0: RAM}, policy=sev.POLICY_ES, es=True, finish=False)
+    guest = launch_guest({0: RAM}, policy=POLICY_ES, es=True, finish=False)
     guest.vcpu().sregs = guest.vcpu().sregs._replace(cr3=0x5000, cr4=0x20, efer=0x500)
     vcpu = VcpuFd(guest.port, guest.vcpu_fds[0], 0)
     assert vcpu.get_sregs().cr3 == 0x5000

@@ -9,6 +9,7 @@ import pytest
 from sevkvm import errors
 from sevkvm.abi import kvm as abi
 from sevkvm.abi import sev
+from sevkvm.abi.policybits import POLICY_ES
 from sevkvm.host.kvm import VcpuFd
 from sevkvm.shim.generation import Generation
 from sevkvm.shim.kernel import Kernel
@@ -31,7 +32,7 @@ def ioctl(guest: FakeGuest, request: int, data: bytes = b"") -> int | bytes:
 
 
 def seal(*, new_vm_type: bool) -> FakeGuest:
-    guest = launch_guest({0: RAM}, policy=sev.POLICY_ES, es=True, finish=False, new_vm_type=new_vm_type)
+    guest = launch_guest({0: RAM}, policy=POLICY_ES, es=True, finish=False, new_vm_type=new_vm_type)
     state = guest.vcpu()
     state.regs = state.regs._replace(rip=0x1234, rax=5, rsp=0x7000)
     state.sregs = state.sregs._replace(**SREGS)
@@ -43,7 +44,7 @@ def test_es_init_needs_a_platform_that_was_initialised_for_it() -> None:
     port = FakePort()
     port.kernel.firmware.es_enabled = False
     with pytest.raises(errors.IoctlError) as refused:
-        launch_guest({0: RAM}, policy=sev.POLICY_ES, es=True, port=port)
+        launch_guest({0: RAM}, policy=POLICY_ES, es=True, port=port)
     assert (refused.value.errno, port.sev_error()) == (errno.ENOTTY, sev.SEV_RET_NO_FW_CALL)
 
 
@@ -55,7 +56,7 @@ def test_vmsa_is_for_sev_es_guests() -> None:
 
 
 def test_a_vcpu_under_debug_cannot_be_sealed_but_those_before_it_are() -> None:
-    guest = launch_guest({0: RAM}, policy=sev.POLICY_ES, es=True, finish=False, vcpus=3)
+    guest = launch_guest({0: RAM}, policy=POLICY_ES, es=True, finish=False, vcpus=3)
     second = FakeGuest(guest.port, guest.vm_fd, guest.sev_fd, guest.vcpu_fds[1:])
     enable = (1).to_bytes(4, "little") + bytes(68)
     assert ioctl(second, abi.KVM_SET_GUEST_DEBUG, enable) == enable
@@ -71,7 +72,7 @@ def test_a_vcpu_under_debug_cannot_be_sealed_but_those_before_it_are() -> None:
 @pytest.mark.parametrize(("generation", "expected"), [("old", 0), ("new", errno.EBUSY)])
 def test_a_vcpu_that_is_being_made(generation: Generation, expected: int) -> None:
     port = FakePort(Kernel(generation=generation))
-    guest = launch_guest({0: RAM}, policy=sev.POLICY_ES, es=True, finish=False, port=port)
+    guest = launch_guest({0: RAM}, policy=POLICY_ES, es=True, finish=False, port=port)
     port.kernel.vms[0].vcpus_in_creation = 1
     result = 0
     try:
@@ -88,7 +89,7 @@ def test_new_vm_types_refuse(request_number: int) -> None:
 
 @pytest.mark.parametrize("request_number", REQUESTS, ids=abi.request_name)
 def test_before_sealing_everything_is_as_ever(request_number: int) -> None:
-    guest = launch_guest({0: RAM}, policy=sev.POLICY_ES, es=True, finish=False)
+    guest = launch_guest({0: RAM}, policy=POLICY_ES, es=True, finish=False)
     if request_number != abi.KVM_GET_XSAVE2:  # needs a capability of its own
         assert isinstance(ioctl(guest, request_number, bytes(4096)), bytes)
 
