@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sevkvm.dump.options import DumpOptions
     from sevkvm.dump.reader import DumpSource, Memory
     from sevkvm.paging.form import PagingForm
+    from sevkvm.vcpu import VcpuState
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,21 @@ class CbitOutcome:
 
 @dataclass(frozen=True)
 class CbitView:
-    """A guest's memory as the file shall show it; ``kernel`` has the VMCOREINFO text that is true of it."""
+    """A guest's memory as the file shall show it; ``kernel`` has the VMCOREINFO text that is true of it.
+
+    stripped_mask: the C-bit where it is taken out, else 0.
+    """
 
     outcome: CbitOutcome
     memory: Memory
     kernel: KernelFacts
     alias_mask: int = 0
+    stripped_mask: int = 0
+
+    def registers(self, states: Sequence[VcpuState]) -> list[VcpuState]:
+        """With a CR3 that goes with the page tables: libkdumpfile starts from it."""
+        mask = ~self.stripped_mask
+        return [each._replace(sregs=each.sregs._replace(cr3=each.sregs.cr3 & mask)) for each in states]
 
 
 def cbit_view(guest: DumpSource, kernel: KernelFacts, options: DumpOptions) -> CbitView:
@@ -99,6 +109,7 @@ def _stripped(guest: DumpSource, kernel: KernelFacts, cbit_pos: int) -> CbitView
         CbitOutcome(CbitMode.STRIP, len(found.table_gpas), roots.unknown),
         StrippedMemory(guest.memory, found.table_gpas, cbit_pos),
         replace(kernel, vmcoreinfo=with_sme_mask(kernel.vmcoreinfo, 0)),
+        stripped_mask=1 << cbit_pos,
     )
 
 

@@ -67,7 +67,7 @@ def dump_guest(
         states, registers_missing = _registers(guest, options.format)
         view = cbit_view(guest, kernel or _kernel(guest, options), options)
         writer = make_writer(
-            options, Contents(pieces, holes, start, end, states, view.kernel, view.alias_mask)
+            options, Contents(pieces, holes, start, end, view.registers(states), view.kernel, view.alias_mask)
         )
         with target.open(writer.layout.nbytes) as sink:
             with closing(writer.begin(sink)) as intake:

@@ -29,6 +29,7 @@ _KINDS: Final = {
 _TAILS: Final = [_KINDS.get(kind, (0, 0)) for kind in range(32)]
 _TYPES_MAX: Final = 1 << 21
 _DEPTH_MAX: Final = 8
+_MEMBERS_MAX: Final = 1 << 16  # looked at for one answer
 
 
 class Btf:
@@ -51,12 +52,14 @@ class Btf:
         ):
             raise BadGuestData("the kernel's type information is not BTF")
         self._offsets = _type_offsets(self._types)
+        self._budget = 0
 
     def offset(self, struct_name: str, member: str) -> int:
         """Bytes from the start of a struct to a member, which may be in anonymous structs and unions of it.
 
         BadGuestData if there is none, or structs of that name that differ about it.
         """
+        self._budget = _MEMBERS_MAX
         found = {self._find(at, member.encode(), 0) for at in self._structs(struct_name)} - {None}
         if len(found) != 1:
             raise BadGuestData(f"the kernel's type information does not tell where {struct_name}.{member} is")
@@ -80,6 +83,9 @@ class Btf:
         _, info, _ = _TYPE.unpack_from(self._types, at)
         if info >> 24 & 31 not in (_STRUCT, _UNION) or depth > _DEPTH_MAX:
             return None
+        self._budget -= info & 0xFFFF
+        if self._budget < 0:
+            raise BadGuestData("the kernel's type information goes round in circles")
         for number in range(info & 0xFFFF):
             name, type_id, offset = _MEMBER.unpack_from(self._types, at + _TYPE.size + number * _MEMBER.size)
             bits: int = offset & 0xFF_FFFF if info >> 31 else offset

@@ -13,14 +13,15 @@ from elftools.elf.elffile import ELFFile
 from sevkvm import errors
 from sevkvm.abi.elf import descriptor_flags
 from sevkvm.abi.kvm import Segment
-from sevkvm.dump import DumpFormat, DumpOptions, HoleReason, dump_guest, prepare
+from sevkvm.dump import CbitMode, DumpFormat, DumpOptions, HoleReason, dump_guest, prepare
 from sevkvm.dump.plan import SPARE_PHDRS
+from sevkvm.memory.policy import SevInfo, SevKind
 from tests.support.fakeguest import PAGE, FakeGuest, UniformPages, pattern, vcpu_state
 from tests.support.tables import Tables
 
 
 def dump(guest: FakeGuest, path: Path, **options):
-    options = DumpOptions(format=DumpFormat.ELF, **options)
+    options = DumpOptions(**{"format": DumpFormat.ELF, **options})
     return dump_guest(guest, options, UniformPages(), prepare(str(path)))
 
 
@@ -177,6 +178,62 @@ def test_more_ranges_than_program_headers_is_a_usage_error(tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
     dump(guest, tmp_path / "core", gva=(0, 19 * 2 * PAGE))
     assert len(segments(tmp_path / "core")) == 19
+
+
+def test_aliases_share_the_bytes_and_the_holes(tmp_path):
+    ram = pattern(30 * PAGE)
+    guest = FakeGuest({0: ram}, bad_pages={5 * PAGE}, states=[])
+    guest.sev = SevInfo(SevKind.SEV, cbit_pos=47)
+    result = dump(guest, tmp_path / "core", cbit=CbitMode.ALIAS)
+    plain = [(0, 0, ram[:0x5000]), (0x6000, 0x6000, ram[0x6000:])]
+    assert segments(tmp_path / "core") == plain + [
+        (gva | 1 << 47, gpa | 1 << 47, data) for gva, gpa, data in plain
+    ]
+    assert result.cbit.mode is CbitMode.ALIAS
+    assert (tmp_path / "core").stat().st_size == result.file_nbytes < 0x30000 + 30 * PAGE
+    with (tmp_path / "core").open("rb") as file:
+        offsets = [segment["p_offset"] for segment in ELFFile(file).iter_segments("PT_LOAD")]
+    assert offsets[:2] == offsets[2:]
+
+
+def test_aliases_are_one_more_reason_to_run_out_of_program_headers(tmp_path):
+    npages = 2 * (SPARE_PHDRS + 40)
+    bad = set(range(0, npages * PAGE, 2 * PAGE))
+    guest = FakeGuest({0: pattern(npages * PAGE)}, bad_pages=bad, states=[])
+    guest.sev = SevInfo(SevKind.SEV, cbit_pos=51)
+    result = dump(guest, tmp_path / "core", cbit=CbitMode.ALIAS)
+    assert sum(not hole.zero_filled for hole in result.holes) == SPARE_PHDRS // 2
+    found = segments(tmp_path / "core")
+    assert [(gpa | 1 << 51, data) for _, gpa, data in found[: len(found) // 2]] == [
+        (gpa, data) for _, gpa, data in found[len(found) // 2 :]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cbit": CbitMode.STRIP, "gva": (0, PAGE)}, "--gva"),
+        ({"cbit": CbitMode.ALIAS, "gva": (0, PAGE)}, "--gva"),
+        ({"cbit": CbitMode.ALIAS, "format": DumpFormat.LIME}, "lime"),
+        ({"cbit": CbitMode.ALIAS, "format": DumpFormat.RAW}, "raw"),
+    ],
+)
+def test_what_does_not_go_together_is_a_usage_error(tmp_path, options, message):
+    with pytest.raises(errors.UsageError, match=message):
+        dump(FakeGuest({0: pattern(PAGE)}), tmp_path / "core", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_strip_refuses_a_guest_whose_tables_it_cannot_find(tmp_path):
+    guest = FakeGuest({0: pattern(PAGE)}, states=[])
+    guest.sev = SevInfo(SevKind.SEV, cbit_pos=51)
+    with pytest.raises(errors.BadGuestData, match="VMCOREINFO"):
+        dump(guest, tmp_path / "core", cbit=CbitMode.STRIP)
+    assert list(tmp_path.iterdir()) == []
+    # nobody can follow its tables: as it is
+    result = dump(guest, tmp_path / "core")
+    assert (result.cbit.mode, result.cbit.fallback) == (CbitMode.KEEP, None)
+    assert "VMCOREINFO" in result.vmcoreinfo_missing
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,49 @@
+"""A kernel's symbol table in guest memory, built for tests: tokens as the kernel's build makes them."""
+
+from __future__ import annotations
+
+import struct
+
+# Two tokens of several letters, the rest stand for themselves.
+TOKENS = [bytes([byte]) for byte in range(256)]
+TOKENS[0x80] = b"Dpgd"
+TOKENS[0x81] = b"_list"
+TOKENS[0] = TOKENS[255] = b"longest"
+
+
+def compress(name: bytes) -> bytes:
+    """A symbol's name, its type before it."""
+    return name.replace(b"Dpgd", b"\x80").replace(b"_list", b"\x81")
+
+
+def build(
+    symbols: list[tuple[str, int]], gva: int, base: int, *, since_615: bool = False
+) -> tuple[bytes, dict[str, int]]:
+    """``symbols``: type and name together, and address. The bytes for ``gva``, and the SYMBOL() lines of the note."""
+    names = bytearray()
+    for name, _ in symbols:
+        packed = compress(name.encode())
+        length = len(packed)
+        names += bytes([length]) if length < 128 else bytes([length & 0x7F | 0x80, length >> 7])
+        names += packed
+    offsets = b"".join(
+        struct.pack("<I", address - base if since_615 else (base - 1 - address) & 0xFFFF_FFFF)
+        for _, address in symbols
+    )
+    table, index = b"", b""
+    for token in TOKENS:
+        index += struct.pack("<H", len(table))
+        table += token + b"\0"
+    parts = {
+        "num_syms": struct.pack("<Q", len(symbols)),
+        "names": bytes(names),
+        "token_table": table,
+        "token_index": index,
+        "offsets": offsets,
+        "relative_base": struct.pack("<Q", base),
+    }
+    data, where = b"", {}
+    for name, part in parts.items():
+        where[f"kallsyms_{name}"] = gva + len(data)
+        data += part + bytes(-len(part) % 8)
+    return data, where
