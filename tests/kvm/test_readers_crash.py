@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.readers.dumps import Dumps
+from tests.support.readers.dumps import Cell, Dumps
 from tests.support.readers.programs import require_program, run
 from tests.support.readers.symbols import require_vmlinux
 
@@ -27,15 +27,19 @@ quit
 
 
 @pytest.mark.parametrize(
-    "cell", [(4, 51, "strip"), (5, 47, "keep"), (4, 47, "alias")], ids=lambda cell: "-".join(map(str, cell))
+    ("cell", "es"),
+    [((4, 51, "strip"), True), ((5, 47, "keep"), False), ((4, 47, "alias"), False)],
+    ids=["4-level-c51-strip-es", "5-level-c47-keep", "4-level-c47-alias"],
 )
-def test_processes_log_and_uname(reader_dumps: Dumps, cell, tmp_path: Path) -> None:
+def test_processes_log_and_uname(reader_dumps: Dumps, cell: Cell, es: bool, tmp_path: Path) -> None:
     crash = require_program("crash", "crash")
     told = reader_dumps.told(cell)
     vmlinux = require_vmlinux(told.release)
     commands = tmp_path / "commands"
     commands.write_text(COMMANDS)
-    said = run(crash, "-s", "-i", commands, vmlinux, reader_dumps.dump(cell), seconds=400, cwd=tmp_path)
+    said = run(
+        crash, "-s", "-i", commands, vmlinux, reader_dumps.dump(cell, es=es), seconds=400, cwd=tmp_path
+    )
     found = re.findall(r"^ *pid = (\d+),\n *comm = \"([^\"]*)\"", said, re.MULTILINE)
     assert told.missing_processes({int(pid): comm.partition("\\0")[0] for pid, comm in found}) == {}
     assert told.missing_log(said) == []

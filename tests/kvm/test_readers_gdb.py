@@ -9,7 +9,7 @@ import pytest
 
 from sevkvm.dump import DumpFormat, DumpOptions, dump_guest, prepare
 from tests.support.fakeguest import UniformPages
-from tests.support.readers.dumps import Dumps, cells, sealed
+from tests.support.readers.dumps import Cell, Dumps, cells, sealed
 from tests.support.readers.programs import require_program, run
 from tests.support.readers.sealedguest import SealedGuest
 
@@ -31,7 +31,7 @@ def gdb(core: Path, *commands: str) -> str:
 
 
 @pytest.mark.parametrize("cell", cells(lambda levels, mode: True))
-def test_registers_of_each_vcpu_and_memory_by_gpa(reader_dumps: Dumps, cell) -> None:
+def test_registers_of_each_vcpu_and_memory_by_gpa(reader_dumps: Dumps, cell: Cell) -> None:
     linux = sealed(*cell[:2])
     (banner,) = linux.image.landmarks
     said = gdb(reader_dumps.dump(cell), "thread apply all info registers rip rsp", f"x/s {banner.gpa:#x}")
@@ -41,6 +41,13 @@ def test_registers_of_each_vcpu_and_memory_by_gpa(reader_dumps: Dumps, cell) -> 
         assert sorted(int(value, 16) for value in found) == sorted(
             getattr(vcpu.regs, name) for vcpu in linux.vcpus
         )
+
+
+def test_a_guest_without_registers(reader_dumps: Dumps) -> None:
+    linux = sealed(4, 51)
+    (banner,) = linux.image.landmarks
+    said = gdb(reader_dumps.dump((4, 51, "strip"), es=True), f"x/s {banner.gpa:#x}")
+    assert linux.plain.facts["version"] in said
 
 
 def test_kernel_memory_by_gva(tmp_path: Path) -> None:

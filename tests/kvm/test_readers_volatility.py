@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.readers.dumps import Dumps, cells
+from tests.support.readers.dumps import Cell, Dumps, cells
 from tests.support.readers.programs import require_module, run
 from tests.support.readers.symbols import require_isf
 
@@ -30,7 +30,7 @@ def ask(isf: Path, core: Path, plugin: str) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_processes(reader_dumps: Dumps, cell) -> None:
+def test_processes(reader_dumps: Dumps, cell: Cell) -> None:
     require_module("volatility3")
     told = reader_dumps.told(cell)
     rows = ask(require_isf(told.release), reader_dumps.dump(cell), "linux.pslist")

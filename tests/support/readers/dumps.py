@@ -19,6 +19,7 @@ from tests.support.readers.told import Told, told_by
 
 LEVELS = {4: Machine(), 5: Machine(cpus=2, la57=True)}
 MODES = ("keep", "strip", "alias")
+Cell = tuple[int, int, str]  # levels of page tables, C-bit, mode
 GUESTS = tuple((levels, cbit_pos) for levels in LEVELS for cbit_pos in (47, 51))
 CELLS = tuple((*guest, mode) for guest in GUESTS for mode in MODES)
 
@@ -49,23 +50,22 @@ class Dumps:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._made: dict[tuple[int, int, str], DumpResult] = {}
+        self._made: dict[Path, DumpResult] = {}
 
-    def dump(self, cell: tuple[int, int, str]) -> Path:
-        """The ELF file of a cell."""
+    def dump(self, cell: Cell, file_format: DumpFormat = DumpFormat.ELF, *, es: bool = False) -> Path:
+        """The file of a cell; ``es``: of a guest whose registers are encrypted."""
         levels, cbit_pos, mode = cell
-        path = self._directory / f"{levels}-{cbit_pos}-{mode}"
-        if cell not in self._made:
-            options = DumpOptions(DumpFormat.ELF, cbit=CbitMode(mode))
-            guest = SealedGuest(sealed(levels, cbit_pos))
-            self._made[cell] = dump_guest(guest, options, UniformPages(True), prepare(str(path)))
+        path = self._directory / f"{levels}-{cbit_pos}-{mode}-{'es' if es else 'sev'}.{file_format.value}"
+        if path not in self._made:
+            options = DumpOptions(file_format, cbit=CbitMode(mode))
+            guest = SealedGuest(sealed(levels, cbit_pos), es=es)
+            self._made[path] = dump_guest(guest, options, UniformPages(True), prepare(str(path)))
         return path
 
-    def result(self, cell: tuple[int, int, str]) -> DumpResult:
+    def result(self, cell: Cell) -> DumpResult:
         """What came of it."""
-        self.dump(cell)
-        return self._made[cell]
+        return self._made[self.dump(cell)]
 
-    def told(self, cell: tuple[int, int, str]) -> Told:
+    def told(self, cell: Cell) -> Told:
         """What its guest printed."""
         return told_by(sealed(*cell[:2]))

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from sevkvm.errors import RegistersUnavailable
 from sevkvm.lab.files import mapped
-from sevkvm.linux.find import find_note
+from sevkvm.linux.find import Kernel, find_kernel, find_note
 from sevkvm.linux.ram import Search
 from sevkvm.memory.policy import SevInfo, SevKind
 from sevkvm.memory.source import Slot, SlotMap
@@ -55,11 +56,15 @@ class FileMemory:
 
 
 class SealedGuest:
-    """What ``dump_guest`` needs of a guest; the slots are as QEMU has them without the legacy hole's ROMs."""
+    """What ``dump_guest`` needs of a guest; the slots are as QEMU has them without the legacy hole's ROMs.
 
-    def __init__(self, linux: SealedLinux) -> None:
+    es: its registers are encrypted.
+    """
+
+    def __init__(self, linux: SealedLinux, *, es: bool = False) -> None:
         self.linux = linux
-        self.sev = SevInfo(SevKind.SEV, cbit_pos=linux.seal.cbit_pos)
+        self._es = es
+        self.sev = SevInfo(SevKind.SEV_ES if es else SevKind.SEV, cbit_pos=linux.seal.cbit_pos)
         self.slots = SlotMap(
             Slot(first, end - first, 0x7F00_0000_0000 + first) for first, end in linux.plain.private_ranges
         )
@@ -67,6 +72,8 @@ class SealedGuest:
 
     def registers(self) -> list[VcpuState]:
         """As the machine had them when it was stopped, the C-bit in CR3."""
+        if self._es:
+            raise RegistersUnavailable("this is a SEV-ES guest: its registers are encrypted")
         return [VcpuState(index, vcpu.regs, vcpu.sregs) for index, vcpu in enumerate(self.linux.vcpus)]
 
     @contextmanager
@@ -79,12 +86,20 @@ class SealedGuest:
         return self.forms()[0]
 
     def forms(self) -> list[PagingForm]:
-        """Of every vCPU."""
+        """Of every vCPU; of the kernel where they cannot be known."""
+        if self._es:
+            return [self._kernel().form]
         cbit_pos = self.sev.cbit_pos
         modes = [(paging_mode(vcpu.sregs), vcpu.sregs.cr3) for vcpu in self.linux.vcpus]
         return [PagingForm(mode, root_gpa(cr3, mode, cbit_pos), cbit_pos) for mode, cr3 in modes]
 
     def vmcoreinfo(self) -> VmcoreInfo | None:
         """As :meth:`sevkvm.guest.Guest.vmcoreinfo` finds it."""
-        search = Search(self.memory, self.sev.cbit_pos)
-        return find_note(search, self.forms())
+        if self._es:
+            return self._kernel().info
+        return find_note(Search(self.memory, self.sev.cbit_pos), self.forms())
+
+    def _kernel(self) -> Kernel:
+        found = find_kernel(Search(self.memory, self.sev.cbit_pos))
+        assert found is not None
+        return found
