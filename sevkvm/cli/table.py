@@ -25,6 +25,7 @@ SHELL = "Shell"
 COMMANDS = {
     "list": Entry("list", "the KVM guests of this host, and which may be debugged", GUESTS),
     "status": Entry("status", "what protects a guest; its policy, state, C-bit, memory slots", GUESTS),
+    "verify": Entry("verify", "prove that memory is encrypted, for a CI pipeline to gate on", GUESTS),
     "policy": Entry("policy", "explain the bits of a guest policy, or make one", GUESTS),
     "regs": Entry("regs", "registers of its vCPUs", MEMORY),
     "translate": Entry("translate", "where virtual addresses go, by its page tables", MEMORY),
