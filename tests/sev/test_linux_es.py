@@ -94,3 +94,26 @@ def test_a_limit_too_small_is_said_with_what_to_do(linux: SealedLinux, vmm: Qemu
     assert "64 pages of the guest were searched, which is the limit" in done.stderr
     assert "--search-limit" in done.stderr
     assert "--cr3" in done.stderr
+
+
+def test_its_memory_is_proved_to_be_encrypted(linux: SealedLinux, vmm: QemuVmm) -> None:
+    canary = linux.plain.facts["version"]
+    done = sevkvm("verify", vmm, linux, "--canary", canary, "--require", "es", "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    checks = {check["id"]: check for check in json.loads(done.stdout)["checks"]}
+    assert {name for name, check in checks.items() if check["outcome"] == "fail"} == set()
+    assert {name for name, check in checks.items() if check["outcome"] == "pass"} >= {
+        *("encrypted", "es", "private", "tweak"),
+        *("canary-found", "canary-private", "canary-noise", "canary-hidden"),
+    }
+    assert {page["what"] for page in checks["private"]["pages"]} >= {"top page table", "page table"}
+    assert canary not in done.stdout
+
+
+def test_its_policy(linux: SealedLinux, vmm: QemuVmm) -> None:
+    argv = [sys.executable, "-m", "sevkvm", "policy", "decode", "--pid", str(vmm.pid), "--json"]
+    told = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    found = json.loads(told.stdout)
+    assert (told.returncode, found["value"], found["source"]) == (0, hex(POLICY_ES), "firmware")
+    alone = subprocess.run([*argv, "--command-line"], capture_output=True, text=True, timeout=60, check=False)
+    assert json.loads(alone.stdout) | {"source": "firmware"} == found
