@@ -7,11 +7,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from sevkvm.errors import MemoryFault
-from sevkvm.pages.classify import PageKind
 from sevkvm.verify.noise import measure
 from sevkvm.verify.page import Expected, PageFinding, examine, look
 from sevkvm.verify.report import Check, Outcome
-from sevkvm.verify.samples import Candidate, private_samples, runs_of, spread, written
+from sevkvm.verify.samples import Candidate, buffers, private_samples, spread, written
 from sevkvm.verify.tweak import TweakTest
 
 if TYPE_CHECKING:
@@ -50,9 +49,11 @@ def shared_check(guest: Guest, known: Known, count: int) -> Check:
     """At most ``count`` shared pages, written ones if there are any."""
     if known.pages is None:
         return Check("shared", _SHARED, Outcome.SKIP, (NO_TABLES,))
-    runs = runs_of(known, PageKind.SHARED)
+    runs = buffers(guest, known)
     if not runs:
-        return Check("shared", _SHARED, Outcome.SKIP, ("the page tables map no shared RAM",))
+        return Check(
+            "shared", _SHARED, Outcome.SKIP, ("the page tables map no shared RAM but the firmware's",)
+        )
     gpas = list(written(guest, runs, count)) or spread(runs, count)
     findings = _examine(guest, (Candidate(gpa, "shared page", Expected.SHARED) for gpa in gpas))
     return Check("shared", _SHARED, outcome_of(findings), tally(findings), pages=tuple(findings))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sevkvm.verify.pagemap import Known
 
 _WINDOW_PAGES: Final = 256
+_LEGACY_HOLE: Final = (0xA_0000, 0x10_0000)  # a PC's video memory and ROMs: no RAM to the guest
 _ZEROS: Final = bytes(PAGE_NBYTES)
 
 Run = tuple[int, int]  # gpa, nbytes
@@ -49,6 +50,20 @@ def runs_of(known: Known, kind: PageKind) -> list[Run]:
     if known.pages is None:
         return []
     return [(run.gpa, run.nbytes) for run in known.pages.runs() if run.kind is kind]
+
+
+def buffers(guest: Guest, known: Known) -> list[Run]:
+    """Shared RAM that the guest may use as such.
+
+    Not the firmware's: a launch encrypts ROMs, and a PC's first MiB shows them again, but guests map both as shared
+    with the hardware around them, without ever reading much there.
+    """
+    firmware = [(slot.gpa, slot.end) for slot in guest.slots if slot.readonly] + [_LEGACY_HOLE]
+    runs = [(gpa, gpa + nbytes) for gpa, nbytes in runs_of(known, PageKind.SHARED)]
+    for first, last in firmware:
+        cut = [((gpa, min(end, first)), (max(gpa, last), end)) for gpa, end in runs]
+        runs = [part for parts in cut for part in parts if part[0] < part[1]]
+    return [(gpa, end - gpa) for gpa, end in runs]
 
 
 def written(guest: Guest, runs: Sequence[Run], count: int) -> Iterator[int]:

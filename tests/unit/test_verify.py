@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from sevkvm.memory.source import Slot, SlotMap
 from sevkvm.pages.classify import PageKind, PageMap
 from sevkvm.verify.page import Expected, Views, judge
+from sevkvm.verify.pagemap import Known
 from sevkvm.verify.report import Check, Group, Outcome, Report, worst
 from sevkvm.verify.require import _by_tables
-from sevkvm.verify.samples import spread
+from sevkvm.verify.samples import buffers, spread
 from sevkvm.verify.tweak import TweakTest
+
+if TYPE_CHECKING:
+    from sevkvm.guest import Guest
 
 PAGE = 4096
 PASS, FAIL, SKIP = Outcome.PASS, Outcome.FAIL, Outcome.SKIP
@@ -162,3 +169,11 @@ MAP = PageMap(
 )
 def test_a_range_by_the_tables(kind: str, start: int, end: int, outcome: Outcome) -> None:
     assert _by_tables(MAP, kind, start, end)[0] is outcome
+
+
+def test_the_firmwares_own_pages_are_no_buffers() -> None:
+    slots = SlotMap([Slot(0, 0x200000, 0x7000_0000), Slot(0xFFFC0000, 0x40000, 0x8000_0000, "rom", True)])
+    shared = [(0x9F000, 0xA1000), (0xE0000, 0x101000), (0x180000, 0x181000), (0xFFFC0000, 1 << 32)]
+    known = Known(PageMap((gpa, end, PageKind.SHARED, False) for gpa, end in shared), ())
+    found = buffers(cast("Guest", SimpleNamespace(slots=slots)), known)
+    assert sorted(found) == [(0x9F000, PAGE), (0x100000, PAGE), (0x180000, PAGE)]
