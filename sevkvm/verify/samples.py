@@ -55,8 +55,8 @@ def runs_of(known: Known, kind: PageKind) -> list[Run]:
 def buffers(guest: Guest, known: Known) -> list[Run]:
     """Shared RAM that the guest may use as such.
 
-    Not the firmware's: a launch encrypts ROMs, and a PC's first MiB shows them again, but guests map both as shared
-    with the hardware around them, without ever reading much there.
+    Not the firmware's: a launch encrypts it, a PC's first MiB shows it again, and Linux may map it as it maps device
+    registers, shared, all the same.
     """
     firmware = [(slot.gpa, slot.end) for slot in guest.slots if slot.readonly] + [_LEGACY_HOLE]
     runs = [(gpa, gpa + nbytes) for gpa, nbytes in runs_of(known, PageKind.SHARED)]
