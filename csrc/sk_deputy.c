@@ -149,6 +149,21 @@ static enum sk_status add_thread(struct sk_deputy *deputy, struct sk_borrowed *b
 	return status;
 }
 
+static enum sk_status traced_already(pid_t tid, pid_t tracer, struct sk_error *err)
+{
+	return sk_fail(err, SK_ERR_TRACED, 0, 0, "thread %d is traced by process %d already", (int)tid, (int)tracer);
+}
+
+static enum sk_status no_thread(pid_t pid, struct sk_error *err)
+{
+	return sk_fail(err, SK_ERR_UNSUPPORTED, 0, 0, "process %d has no thread to borrow", (int)pid);
+}
+
+static bool may_be_borrowed(const struct sk_task *task)
+{
+	return !sk_task_is_worker(task) && !sk_task_is_dead(task);
+}
+
 static enum sk_status try_borrow(struct sk_deputy *deputy, pid_t tid, struct sk_error *err)
 {
 	struct sk_borrowed borrowed;
@@ -156,8 +171,7 @@ static enum sk_status try_borrow(struct sk_deputy *deputy, pid_t tid, struct sk_
 	enum sk_status status = sk_trace_seize(tid, err), returned;
 
 	if (status == SK_ERR_PERMISSION && sk_task_tracer(deputy->remote.pid, tid))
-		return sk_fail(err, SK_ERR_TRACED, 0, 0, "thread %d is traced by process %d already", (int)tid,
-		               (int)sk_task_tracer(deputy->remote.pid, tid));
+		return traced_already(tid, sk_task_tracer(deputy->remote.pid, tid), err);
 	if (status)
 		return status;
 	status = sk_borrow(deputy->remote.pid, tid, &deputy->gadgets, deadline_in(deputy->timeout_ns), &borrowed, err);
@@ -179,9 +193,9 @@ static enum sk_status borrow_and_add(struct sk_deputy *deputy, struct sk_error *
 
 	if (status)
 		return status;
-	status = sk_fail(err, SK_ERR_UNSUPPORTED, 0, 0, "process %d has no thread to borrow", (int)deputy->remote.pid);
+	status = no_thread(deputy->remote.pid, err);
 	for (i = 0; i < count && status && !deputy->remote.tid && tries < BORROW_CANDIDATES; i++) {
-		if (sk_task_is_worker(&tasks[i]) || sk_task_is_dead(&tasks[i]))
+		if (!may_be_borrowed(&tasks[i]))
 			continue;
 		tries++;
 		status = try_borrow(deputy, tasks[i].tid, err);
@@ -284,6 +298,40 @@ enum sk_status sk_deputy_open(pid_t pid, size_t scratch_nbytes, uint32_t timeout
 	deputy->info.attach_ns = sk_now_ns() - start;
 	*out = deputy;
 	return SK_OK;
+}
+
+/* The thread that would be borrowed first: nobody traces it. */
+static enum sk_status check_threads(pid_t pid, struct sk_error *err)
+{
+	struct sk_task *tasks;
+	size_t count, i;
+	enum sk_status status = sk_tasks_list(pid, &tasks, &count, err);
+
+	if (status)
+		return status;
+	status = no_thread(pid, err);
+	for (i = 0; i < count; i++) {
+		pid_t tracer;
+
+		if (!may_be_borrowed(&tasks[i]))
+			continue;
+		tracer = sk_task_tracer(pid, tasks[i].tid);
+		status = tracer ? traced_already(tasks[i].tid, tracer, err) : SK_OK;
+		break;
+	}
+	free(tasks);
+	return status;
+}
+
+enum sk_status sk_deputy_check(pid_t pid, struct sk_error *err)
+{
+	struct sk_gadgets ignored;
+	enum sk_status status = check_target(pid, err);
+
+	if (!status)
+		status = check_threads(pid, err);
+	/* reading its code takes the same rights as ptrace(2) */
+	return status ? status : sk_gadgets_find(pid, &ignored, err);
 }
 
 /* ---- in use ---- */

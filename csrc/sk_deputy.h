@@ -37,6 +37,12 @@ struct sk_deputy_info {
 enum sk_status sk_deputy_open(pid_t pid, size_t scratch_nbytes, uint32_t timeout_ms, struct sk_deputy **out,
                               struct sk_error *err);
 
+/*
+ * What sk_deputy_open would refuse, as far as it shows without stopping or changing anything: rights, the kind
+ * of process, another tracer, missing code. Only a 32-bit thread shows no earlier than when it is stopped.
+ */
+enum sk_status sk_deputy_check(pid_t pid, struct sk_error *err);
+
 void sk_deputy_info(const struct sk_deputy *deputy, struct sk_deputy_info *out);
 
 /*

@@ -224,6 +224,12 @@ def deputy_open(pid: int, scratch_nbytes: int, timeout_ms: int) -> DeputyHandle:
     return DeputyHandle(pid, out[0])
 
 
+def deputy_check(pid: int) -> None:
+    """Raise what ``deputy_open`` would refuse, as far as it shows without stopping or changing anything."""
+    call = Call(pid)
+    call.check(lib.sk_deputy_check(pid, call.err))
+
+
 def deputy_info(handle: DeputyHandle) -> dict[str, int]:
     """The fields of ``struct sk_deputy_info``."""
     out = ffi.new("struct sk_deputy_info *")

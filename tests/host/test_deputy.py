@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from sevkvm import errors
+from sevkvm import errors, native
 from sevkvm.host.deputy import Deputy
 from tests.support.build import ROOT, compile_program
 from tests.support.victim import Victim
@@ -222,3 +222,43 @@ def test_without_rights_it_is_an_attach_error(victim: Victim) -> None:
     _, status = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(status) == errors.EXIT_ATTACH
     victim.assert_well()
+
+
+# ---- asking first
+
+
+def test_a_check_finds_nothing_wrong_and_touches_nothing(victim: Victim) -> None:
+    shape = victim.shape()
+    native.deputy_check(victim.pid)
+    victim.assert_well()
+    assert victim.shape() == shape
+
+
+def test_a_check_sees_another_tracer(victim: Victim) -> None:
+    tracer = other_process(victim, "deputy.hold()")
+    try:
+        with pytest.raises(errors.AttachError, match=f"is traced by process {tracer.pid} already"):
+            native.deputy_check(victim.pid)
+    finally:
+        finish(tracer)
+    native.deputy_check(victim.pid)
+
+
+def test_a_check_of_what_no_deputy_enters() -> None:
+    with pytest.raises(errors.TargetGone):
+        native.deputy_check(1 << 22)
+    with pytest.raises(errors.SevKvmError, match="this process itself"):
+        native.deputy_check(os.getpid())
+
+
+def test_a_check_without_rights(victim: Victim) -> None:
+    """As another user: Linux lets nobody but root and the owner look."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become somebody else")
+    code = (
+        "import os, sys\nfrom sevkvm import errors, native\nos.setgroups([])\nos.setresgid(65534, 65534, 65534)\n"
+        f"os.setresuid(65534, 65534, 65534)\ntry:\n    native.deputy_check({victim.pid})\n"
+        "except errors.AttachError as error:\n    print(error.help)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=20)
+    assert "run sevkvm as root or as the VMM's own user" in done.stdout, done.stderr
