@@ -67,7 +67,7 @@ def open_guest(
                 holder=holder,
                 costs=lambda: costs(port),
                 warn=warn,
-                no_registers=_why_no_registers(info, vm_info),
+                no_registers=why_no_registers(info, vm_info),
                 cr3=options.cr3,
                 vcpu=options.vcpu,
                 paging=options.paging,
@@ -81,7 +81,8 @@ def _vcpu_fds(port: IoctlPort, vm_info: VmInfo) -> list[VcpuFd]:
     return [VcpuFd(port, fd, index) for index, fd in sorted(vm_info.vcpu_fds.items())]
 
 
-def _why_no_registers(info: SevInfo, vm_info: VmInfo) -> str | None:
+def why_no_registers(info: SevInfo, vm_info: VmInfo) -> str | None:
+    """Why its vCPUs' registers cannot be known, or None."""
     if info.kind is SevKind.SEV_ES:
         # what KVM returns for them is stale or zero, whatever its errno says
         return "this is a SEV-ES guest: its registers are encrypted"

@@ -6,10 +6,12 @@ from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
 from sevkvm import errors
+from sevkvm.host.procfs import PROC
 from sevkvm.memory.source import Slot, SlotMap
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from sevkvm.attach.options import AttachOptions, Warn
     from sevkvm.host.qmp import Monitor
@@ -30,7 +32,7 @@ def ask_monitor(pid: int, options: AttachOptions, warn: Warn) -> MonitorFacts:
         return MonitorFacts()
     explicit = options.qmp is not None or options.libvirt is not None
     try:
-        monitor = _open_monitor(pid, options)
+        monitor = open_monitor(pid, options)
         if monitor is None:
             return MonitorFacts()
         with closing(monitor):
@@ -42,7 +44,8 @@ def ask_monitor(pid: int, options: AttachOptions, warn: Warn) -> MonitorFacts:
         return MonitorFacts()
 
 
-def _open_monitor(pid: int, options: AttachOptions) -> Monitor | None:
+def open_monitor(pid: int, options: AttachOptions, proc: Path = PROC) -> Monitor | None:
+    """The monitor that the options name, else a free one of the command line; None if that names none."""
     if options.qmp is not None and options.libvirt is not None:
         raise errors.UsageError("--qmp and --libvirt both name a monitor", help="give one of them")
     if options.libvirt is not None:
@@ -53,7 +56,7 @@ def _open_monitor(pid: int, options: AttachOptions) -> Monitor | None:
     if path is None:
         from sevkvm.host.monitors import monitor_socket
 
-        path = monitor_socket(pid, patience=min(1.0, options.timeout))
+        path = monitor_socket(pid, proc, patience=min(1.0, options.timeout))
     if path is None:
         return None
     from sevkvm.host.qmp import QmpMonitor

@@ -27,6 +27,7 @@ COMMANDS = {
     "status": Entry("status", "what protects a guest; its policy, state, C-bit, memory slots", GUESTS),
     "verify": Entry("verify", "prove that memory is encrypted, for a CI pipeline to gate on", GUESTS),
     "policy": Entry("policy", "explain the bits of a guest policy, or make one", GUESTS),
+    "doctor": Entry("doctor", "can this host and this guest be looked into; what to do if not", GUESTS),
     "regs": Entry("regs", "registers of its vCPUs", MEMORY),
     "translate": Entry("translate", "where virtual addresses go, by its page tables", MEMORY),
     "tlb": Entry("tlb", "every page that its page tables map, as QEMU's info tlb", MEMORY),
