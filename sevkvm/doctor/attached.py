@@ -28,7 +28,7 @@ def measure(attach: Opener) -> tuple[SevInfo | None, list[Finding]]:
             stats = guest.stats()
     except errors.SevKvmError as error:
         return info, [*found, refused("attach", error)]
-    entered = "nothing had to be entered" if "attach_ns" not in stats else _times(stats)
+    entered = "nothing had to be entered" if "borrowed_ns" not in stats else _times(stats)
     held = stats["held_ns"]
     vcpus = f"; the vCPUs for {held / 1e6:.2f} ms" if held else ""
     return info, [passed("attach", f"{entered}{vcpus}"), *found]

@@ -96,7 +96,9 @@ def _features(machine: Machine) -> Iterator[Finding]:
     elif edx <= 1:
         children.append(
             warned(
-                "SEV-ES", "no ASIDs are set aside for it", "raise the SEV-ES ASID limit in the firmware setup"
+                "SEV-ES",
+                "no ASIDs are set aside for it",
+                "raise the SEV-ES ASID limit, if the firmware setup has one",
             )
         )
     else:
@@ -109,8 +111,12 @@ def _features(machine: Machine) -> Iterator[Finding]:
     else:
         children.append(passed("C-bit", f"bit {position}"))
     children.append(passed("address bits", f"{ebx >> 6 & 0x3F} fewer for the host while encryption is on"))
-    plain = f"SEV without ES from ASID {edx} on" if edx <= ecx else "none left for SEV without ES"
-    children.append(passed("ASIDs", f"{ecx} encrypted guests at most; {plain}"))
+    most = f"{ecx} encrypted guests at most"
+    if edx <= ecx:
+        children.append(passed("ASIDs", f"{most}; SEV without ES from ASID {edx} on"))
+    else:
+        help = "lower the SEV-ES ASID limit in the firmware setup"
+        children.append(warned("ASIDs", f"{most}, none left for SEV without ES", help))
     yield heading(passed("SEV"), children)
 
 
