@@ -6,11 +6,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from sevkvm import errors, native
+from sevkvm.cli.program import program
 from sevkvm.host.deputy import Deputy
 from sevkvm.shim.supervisor import SevHost
 from tests.support.build import ROOT
@@ -41,17 +43,11 @@ def doctor(pid: int, *args: str) -> tuple[dict[str, Any], int]:
     return found, done.returncode
 
 
-def footprint(pid: int) -> tuple[int, str]:
-    """Threads and mappings."""
-    return len(list(Path(f"/proc/{pid}/task").iterdir())), Path(f"/proc/{pid}/maps").read_text()
-
-
 def slots(guest: LabGuest) -> list[str]:
     return [f"--slot={slot.gpa:#x}:{slot.nbytes:#x}:{slot.hva:#x}" for slot in guest.slots]
 
 
 def test_qemu_in_its_sandbox(vmm: QemuVmm) -> None:
-    before = footprint(vmm.pid)
     found, status = doctor(vmm.pid)
     assert status == 0
     assert found["guest"]["result"] == "pass"
@@ -60,7 +56,16 @@ def test_qemu_in_its_sandbox(vmm: QemuVmm) -> None:
     assert found["monitor"]["detail"].startswith(f"QMP at {vmm.qmp_path}, answers; the VM is ")
     assert found["memory"]["detail"].endswith("from the monitor")
     assert "attached" not in found
-    assert footprint(vmm.pid) == before
+
+
+def test_nobody_is_attached_to_unasked(vmm: QemuVmm, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise errors.AttachError("attached")
+
+    monkeypatch.setattr(native, "deputy_open", refuse)
+    assert CliRunner().invoke(program, ["doctor", f"--pid={vmm.pid}"]).exit_code == 0
+    asked = CliRunner().invoke(program, ["doctor", f"--pid={vmm.pid}", "--attach"])
+    assert "[ FAIL ]     - attach: attached" in asked.stdout
 
 
 def test_attaching_is_measured(vmm: QemuVmm) -> None:
