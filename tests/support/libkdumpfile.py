@@ -42,6 +42,7 @@ def digest(page: bytes | memoryview) -> str:
 
 
 def main(path: str) -> None:
+    sys.path.remove(str(Path(__file__).parent))  # it has a kdumpfile of its own
     import kdumpfile
 
     file = kdumpfile.kdumpfile(path)
