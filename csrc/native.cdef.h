@@ -121,3 +121,7 @@ void sk_retype_end(const struct sk_retype *retype);
 
 /* sk_kept.h */
 int sk_kept_is_at(int socket, int32_t tid, int fd);
+
+/* sk_digest.h */
+#define SK_DIGEST_KEY_NBYTES ...
+void sk_digest_pages(const void *key, const void *pages, size_t npages, void *out);

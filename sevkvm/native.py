@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sevkvm import errors
 from sevkvm._native import ffi as ffi
@@ -436,3 +436,21 @@ class TableScan:
 def unpack_spans(packed: bytes) -> Iterator[TableSpan]:
     """Read what :meth:`TableScan.spans` packed."""
     return map(TableSpan._make, _SPAN.iter_unpack(packed))
+
+
+PAGE_DIGEST_NBYTES: Final = 16
+PAGE_DIGEST_KEY_NBYTES: Final[int] = lib.SK_DIGEST_KEY_NBYTES
+
+
+def page_digests(key: bytes, pages: bytes | memoryview) -> bytes:
+    """``PAGE_DIGEST_NBYTES`` for each page of 4096 bytes, by which equal pages are known.
+
+    key: ``PAGE_DIGEST_KEY_NBYTES`` random bytes; who does not know them cannot make two pages agree. Other threads run
+    meanwhile. ValueError for a key of another length or a part of a page.
+    """
+    npages, rest = divmod(len(pages), 4096)
+    if rest or len(key) != PAGE_DIGEST_KEY_NBYTES:
+        raise ValueError(f"not whole pages, or not a key: {len(pages)} and {len(key)} bytes")
+    digests = bytearray(npages * PAGE_DIGEST_NBYTES)
+    lib.sk_digest_pages(ffi.from_buffer(key), ffi.from_buffer(pages), npages, ffi.from_buffer(digests))
+    return bytes(digests)

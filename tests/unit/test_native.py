@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sevkvm import errors, native
 from sevkvm._native import lib
@@ -211,3 +213,23 @@ def test_ioctl_gives_the_kernels_answer_or_minus_errno() -> None:
     finally:
         os.close(reader)
         os.close(writer)
+
+
+@given(st.integers(0, 4095), st.integers(1, 255))
+def test_page_digests_know_equal_pages_and_no_others(at: int, change: int) -> None:
+    key = bytes(range(256)) * (native.PAGE_DIGEST_KEY_NBYTES // 256) + bytes(
+        native.PAGE_DIGEST_KEY_NBYTES % 256
+    )
+    page, other = bytes(range(256)) * 16, bytearray(range(256)) * 16
+    other[at] ^= change
+    digests = native.page_digests(key, page + bytes(other) + page)
+    first, second, third = (digests[16 * n : 16 * n + 16] for n in range(3))
+    assert first == third != second
+
+
+def test_page_digests_refuse_parts_of_pages_and_other_keys() -> None:
+    key = bytes(native.PAGE_DIGEST_KEY_NBYTES)
+    assert native.page_digests(key, b"") == b""
+    for bad_key, pages in ((key, bytes(4095)), (key[1:], bytes(4096)), (key + b"x", bytes(4096))):
+        with pytest.raises(ValueError, match="not whole pages"):
+            native.page_digests(bad_key, pages)
