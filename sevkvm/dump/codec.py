@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import zlib
 from collections.abc import Callable, Sequence
@@ -11,6 +12,8 @@ from typing import Any, Final
 
 from sevkvm import errors
 from sevkvm.abi import kdump
+
+_ISAL_LEVEL: Final = 1  # 2 is no smaller, for pages
 
 Compress = Callable[[Sequence[bytes]], "list[bytes]"]
 """Pages in, each one compressed by itself."""
@@ -38,11 +41,15 @@ def _none() -> Codec:
 
 
 def _zlib() -> Codec:
-    # Level 6 takes twice the time of level 1 for 3% less.
+    """ISA-L's deflate where it is installed: a third of the time, 6% larger; every reader of zlib reads it."""
+    compress: Any = zlib.compress
+    level = 1  # level 6 takes twice the time for 3% less
+    with contextlib.suppress(ImportError):
+        compress, level = importlib.import_module("isal.isal_zlib").compress, _ISAL_LEVEL
     return Codec(
         "zlib",
         kdump.DUMP_DH_COMPRESSED_ZLIB,
-        lambda: lambda pages: [zlib.compress(page, 1) for page in pages],
+        lambda: lambda pages: [compress(page, level) for page in pages],
     )
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from sevkvm.dump.plan import Layout, Placed
     from sevkvm.dump.sink import Sink
 
-_BATCH_DATA: Final = 256 << 10
+_BATCH_DATA: Final = 512 << 10
 _BATCH_PAGES: Final = 1 << 16
 _MAX_WORKERS: Final = 8  # they share Python's lock
 

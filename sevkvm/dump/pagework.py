@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from sevkvm import native
 from sevkvm.abi.x86 import PAGE_NBYTES
 from sevkvm.dump.codec import Codec
 
-_KNOWN_PAGES: Final = 1 << 18  # about 60 MB of digests at most; later pages are compared with these only
+_DIGEST: Final = native.PAGE_DIGEST_NBYTES
+_KNOWN_PAGES: Final = 1 << 18  # about 50 MB of digests at most; later pages are compared with these only
 
 
 @dataclass
@@ -53,9 +55,13 @@ class DoneRun:
 
 
 class PageWork:
-    """The pages met so far, shared by all threads. Digests are SHA-256: a guest must not be able to forge an equal."""
+    """The pages met so far, shared by all threads.
+
+    Digests have a key of this dump's own: nobody can have put pages into the guest that differ and yet look equal.
+    """
 
     def __init__(self, codec: Codec) -> None:
+        self._key = os.urandom(native.PAGE_DIGEST_KEY_NBYTES)
         self._codec = codec
         self._met: dict[bytes, int] = {}
 
@@ -84,14 +90,13 @@ class PageWork:
         """The digest of each page; ``wanted`` gets the pages that no batch up to this one brought."""
         if data is None:
             return None
-        digests = []
-        for at in range(0, len(data), PAGE_NBYTES):
-            page = data[at : at + PAGE_NBYTES]
-            digest = hashlib.sha256(page).digest()
-            digests.append(digest)
+        packed = native.page_digests(self._key, data)
+        digests = [packed[at : at + _DIGEST] for at in range(0, len(packed), _DIGEST)]
+        for index, digest in enumerate(digests):
             # A later batch's page is written after this one: then both are handed on, and the first to be written wins.
             if self._met.get(digest, number) >= number and digest not in wanted:
-                wanted[digest] = page
+                at = index * PAGE_NBYTES
+                wanted[digest] = data[at : at + PAGE_NBYTES]
                 if len(self._met) < _KNOWN_PAGES:
                     self._met[digest] = number
         return digests

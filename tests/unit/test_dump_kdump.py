@@ -6,6 +6,7 @@ import importlib.util
 import os
 import random
 import struct
+import sys
 import threading
 import time
 from pathlib import Path
@@ -267,10 +268,22 @@ def test_what_the_format_cannot_hold_is_refused(tmp_path, options):
 
 
 def test_a_missing_library_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "zstandard", None)
+    monkeypatch.setitem(sys.modules, "zstandard", None)
     with pytest.raises(errors.UsageError, match="zstandard") as caught:
         dump(FakeGuest({0: pattern(PAGE)}), tmp_path / "vmcore", compress="zstd")
     assert caught.value.help == "pip install 'sevkvm[dump]'"
+
+
+@pytest.mark.parametrize("isal", [False, True])
+def test_zlib_by_whichever_library_there_is(tmp_path, monkeypatch, isal):
+    if isal:
+        pytest.importorskip("isal", reason="not installed: isal (the extra sevkvm[dump])")
+    else:
+        monkeypatch.setitem(sys.modules, "isal.isal_zlib", None)
+    data = pattern(3 * PAGE) + noise(1)
+    dump(FakeGuest({0: data}), tmp_path / "vmcore", compress="zlib")
+    file = KdumpFile(tmp_path / "vmcore")  # reads with Python's own zlib
+    assert {pfn: page for pfn, (page, _, _) in file.pages.items()} == pages_of({0: data})
 
 
 def threads() -> set[str]:
