@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -65,12 +65,21 @@ class Vcpu(Protocol):
         ...
 
 
+class Backing(Protocol):
+    """Who knows which parts of the VMM's memory were ever touched."""
+
+    def ranges(self, hva: int, nbytes: int) -> Iterable[tuple[int, int, bool | None]]:
+        """``(hva, nbytes, state)``: True can be read, False was never written, None cannot be told."""
+        ...
+
+
 class GuestParts(NamedTuple):
     """What ``attach`` wires together. ``pid`` and ``vm_fd`` are None for a guest that is a dump: ``contents``.
 
     ``no_registers``: why registers cannot be known, or None. ``cr3``, ``vcpu`` and ``paging`` are the user's
     choices. ``search_pages`` and ``searching``: how much may be read in search of the kernel, and who is told of it.
     ``late_sev``: what is learned of the C-bit at the price of a search, asked when page tables are to be read.
+    ``backing`` is None for a dump.
     """
 
     pid: int | None
@@ -91,6 +100,7 @@ class GuestParts(NamedTuple):
     search_pages: int = LIMIT_PAGES
     searching: Progress = lambda done, limit: None
     late_sev: Callable[[], SevInfo] | None = None
+    backing: Backing | None = None
 
 
 class Guest:
@@ -111,6 +121,7 @@ class Guest:
         self.slots = parts.slots
         self.memory = parts.memory
         self.contents = parts.contents
+        self.backing = parts.backing
         self.vcpu_indexes: Sequence[int] = tuple(vcpu.index for vcpu in parts.vcpus)
         self._depth = 0
         self._held_ns = 0

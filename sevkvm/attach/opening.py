@@ -11,6 +11,7 @@ from sevkvm.attach.entry import costs, enter
 from sevkvm.attach.told import ask_monitor, slot_map
 from sevkvm.guest import Guest, GuestParts
 from sevkvm.host import discovery
+from sevkvm.host.backing import Backing
 from sevkvm.host.kvm import VcpuFd, VmFd
 from sevkvm.memory.guest import GuestMemory
 from sevkvm.memory.hva import HvaSource
@@ -73,6 +74,7 @@ def open_guest(
                 paging=options.paging,
                 search_pages=options.search_limit >> PAGE_SHIFT,
                 searching=searching,
+                backing=Backing(vm_info.pid),
             )
         )
 

@@ -35,6 +35,7 @@ COMMANDS = {
     "x": Entry("x", "print virtual memory, as QEMU's monitor does", MEMORY),
     "xp": Entry("xp", "print physical memory, as QEMU's monitor does", MEMORY),
     "search": Entry("search", "find strings, bytes or regular expressions in its memory", MEMORY),
+    "pages": Entry("pages", "which of its pages are private, shared, never touched", MEMORY),
     "dump": Entry("dump", "write its memory to a file", FILES),
     "lab": Entry("lab", "start a small guest whose every byte is known", PRACTICE),
     "shim": Entry("shim", "run any program on a pretend SEV host", PRACTICE),

@@ -11,14 +11,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from sevkvm.abi.x86 import PAGE_MASK
+from sevkvm.abi.x86 import PAGE_MASK, TABLE_ENTRIES
 from sevkvm.native import EntryFlag
 from sevkvm.paging.decoder import decoder_for
 from sevkvm.paging.walk import Walker
 
 if TYPE_CHECKING:
     from sevkvm.memory.source import SlotMap
-    from sevkvm.native import TableRun
+    from sevkvm.native import TableDecoder, TableRun
     from sevkvm.paging.fetch import TableReader
     from sevkvm.paging.form import PagingForm
 
@@ -97,25 +97,25 @@ def _first_pages(reader: TableReader, form: PagingForm) -> Iterator[tuple[int, i
     for level in range(form.levels, 0, -1):
         shift = decoder.levels[level].shift
         gpas = list(dict.fromkeys(gpa for _, gpa in tables))
-        found = dict(zip(gpas, reader.read_tables(gpas), strict=True))
+        pages = zip(gpas, reader.read_tables(gpas), strict=True)
+        # a table that many entries lead to is decoded once
+        runs = {gpa: _some(decoder, level, page, form.levels) for gpa, page in pages if page is not None}
         lower: list[tuple[int, int]] = []
         for gva, gpa in tables:
-            table = found[gpa]
-            if table is None:
-                continue
-            runs = [run for run in decoder.table(level, table) if not run.flags & _RESERVED]
-            if level == form.levels:
-                runs = [run for run in runs if run.first >= 256]
-            for run in _some(runs, level):
+            for run in runs.get(gpa, ()):
                 at = gva + (run.first << shift)
                 if run.flags & _LEAF:
                     yield at, run.gpa
-                else:
+                elif len(lower) < _TABLES:
                     lower.append((at, run.gpa))
-        tables = lower[:_TABLES]
+        tables = lower
 
 
-def _some(runs: Sequence[TableRun], level: int) -> Sequence[TableRun]:
+def _some(decoder: TableDecoder, level: int, table: bytes, top: int) -> list[TableRun]:
+    """The entries to go on with: of the top table those of the kernel's half, of the lowest two levels the first."""
+    runs = [run for run in decoder.table(level, table) if not run.flags & _RESERVED]
+    if level == top:
+        runs = [run for run in runs if run.first >= TABLE_ENTRIES // 2]
     if level < 3:
         return runs[:1]
     return runs[:: -(-len(runs) // _PROBES)] if level == 3 and runs else runs

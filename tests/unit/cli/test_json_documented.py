@@ -45,6 +45,7 @@ def keys(answer):
         ("mem --summary", ()),
         ("x", (hex(BASE),)),
         ("xp", ("0x0",)),
+        ("pages", ()),
         ("search", ("--max-count", "1", "lazy dog")),
         ("dump", ("--format", "elf", "-o", "out")),
     ],
