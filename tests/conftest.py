@@ -1,7 +1,8 @@
-"""What every test run prints besides pytest's own lines: how each tier fared, and why one did not run."""
+"""What every test run needs and prints: signals as in a terminal; how each tier fared, and why one did not run."""
 
 from __future__ import annotations
 
+import signal
 from collections import Counter, defaultdict
 from pathlib import PurePath
 from typing import Any
@@ -10,6 +11,15 @@ import pytest
 
 TIERS = ("unit", "host", "kvm", "sev")
 _OUTCOMES = ("passed", "failed", "error", "skipped", "xfailed", "xpassed")
+
+
+def pytest_configure() -> None:
+    """Signals do what they do in a terminal: a job in the background starts with some ignored, and hands that on."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _tier(nodeid: str) -> str:
