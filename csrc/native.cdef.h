@@ -125,3 +125,6 @@ int sk_kept_is_at(int socket, int32_t tid, int fd);
 /* sk_digest.h */
 #define SK_DIGEST_KEY_NBYTES ...
 void sk_digest_pages(const void *key, const void *pages, size_t npages, void *out);
+
+/* sk_zero.h */
+size_t sk_zero_runs(const void *pages, size_t npages, uint32_t *runs);

@@ -454,3 +454,16 @@ def page_digests(key: bytes, pages: bytes | memoryview) -> bytes:
     digests = bytearray(npages * PAGE_DIGEST_NBYTES)
     lib.sk_digest_pages(ffi.from_buffer(key), ffi.from_buffer(pages), npages, ffi.from_buffer(digests))
     return bytes(digests)
+
+
+def zero_runs(pages: bytes | bytearray | memoryview) -> list[int]:
+    """How many pages of 4096 bytes hang together: with data, all zero, with data and so on; only the first may be 0.
+
+    A rest of less than a page is not looked at.
+    """
+    npages = len(pages) // 4096
+    runs = array("I", bytes(4 * (npages + 1)))
+    count = lib.sk_zero_runs(
+        ffi.from_buffer(pages), npages, ffi.from_buffer("uint32_t *", runs, require_writable=True)
+    )
+    return runs[:count].tolist()

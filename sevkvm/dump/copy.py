@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from sevkvm import native
 from sevkvm.abi import x86
 from sevkvm.dump.pieces import Hole, HoleReason, Piece
 from sevkvm.dump.reader import PageMap, PageReader
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 """Called with guest bytes dealt with (read or given up) and their total."""
-
-_ZERO_BLOCK = bytes(x86.PAGE_NBYTES)
-_ZERO_SPAN = bytes(64 * x86.PAGE_NBYTES)
 
 
 class Copier:
@@ -78,9 +76,9 @@ class Copier:
             gpa = resume
 
     def _deliver(self, nbytes: int) -> None:
-        """Hand over the first bytes of the buffer, blocks that were read as zero as such."""
-        view = memoryview(self._reader.buffer)
-        for start, stop, zero in _zero_runs(self._reader.buffer, nbytes):
+        """Hand over the first bytes of the buffer, pages that were read as zero as such."""
+        view = memoryview(self._reader.buffer)[:nbytes]
+        for start, stop, zero in _zero_runs(view):
             if zero:
                 self._intake.zeros(stop - start)
             else:
@@ -103,25 +101,17 @@ class Copier:
             self._progress(self._done, self._total)
 
 
-def _zero_runs(buffer: bytearray, nbytes: int) -> Iterator[tuple[int, int, bool]]:
-    """Split ``[0, nbytes)`` into runs of ``(start, stop, all zero)``; a part of a block counts as data.
-
-    ``startswith`` at an offset is memcmp without a copy: one call a page where there are data, fewer elsewhere.
-    """
-    starts_with, block, span = buffer.startswith, len(_ZERO_BLOCK), len(_ZERO_SPAN)
-    data = at = 0
-    while at + block <= nbytes:
-        if not starts_with(_ZERO_BLOCK, at):
-            at += block
-            continue
-        zero = at
-        while at + span <= nbytes and starts_with(_ZERO_SPAN, at):
-            at += span
-        while at + block <= nbytes and starts_with(_ZERO_BLOCK, at):
-            at += block
-        if zero > data:
-            yield data, zero, False
-        yield zero, at, True
-        data = at
-    if data < nbytes:
-        yield data, nbytes, False
+def _zero_runs(buffer: memoryview) -> Iterator[tuple[int, int, bool]]:
+    """Split it into runs of ``(start, stop, all zero)``; a part of a page counts as data."""
+    start = at = 0
+    for number, npages in enumerate(native.zero_runs(buffer)):
+        at = start + npages * x86.PAGE_NBYTES
+        if number % 2:
+            yield start, at, True
+        elif npages:
+            if at + x86.PAGE_NBYTES > len(buffer):
+                break  # a part of a page follows: one run with it
+            yield start, at, False
+        start = at
+    if start < len(buffer):
+        yield start, len(buffer), False

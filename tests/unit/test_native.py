@@ -233,3 +233,11 @@ def test_page_digests_refuse_parts_of_pages_and_other_keys() -> None:
     for bad_key, pages in ((key, bytes(4095)), (key[1:], bytes(4096)), (key + b"x", bytes(4096))):
         with pytest.raises(ValueError, match="not whole pages"):
             native.page_digests(bad_key, pages)
+
+
+def test_zero_runs_leave_a_part_of_a_page_alone() -> None:
+    data, zero = b"\0" * 4095 + b"\1", bytes(4096)
+    assert native.zero_runs(data * 2 + zero * 3 + data + b"rest") == [2, 3, 1]
+    assert native.zero_runs(zero) == [0, 1]
+    assert native.zero_runs(memoryview(bytearray(5000))[1:]) == [0, 1]
+    assert native.zero_runs(b"") == native.zero_runs(bytes(4095)) == []
