@@ -187,10 +187,8 @@ class GuestMemory:
         if not ahead or not private or slot is None or extent.gpa + extent.nbytes != end:
             return 0
         ahead = min(ahead, slot.end - end, self.chunk_nbytes)
-        for at in range(end & ~PAGE_MASK, end + ahead, PAGE_NBYTES) if self._cache else ():
-            if (at, private) in self._cache:
-                return max(0, at - end)
-        return ahead
+        cached = self._cached(end, end + ahead, private)
+        return max(0, cached[0] - end) if cached else ahead
 
     def _read_extent(self, gpa: int, hva: int, private: bool, buffer: memoryview, ahead: int) -> int:
         if not private and len(buffer) >= PAGE_NBYTES:
@@ -256,18 +254,22 @@ class GuestMemory:
         self, gpa: int, nbytes: int, private: bool
     ) -> Iterator[tuple[int, int, bytes | None]]:
         """``[gpa, gpa + nbytes)`` as (gpa, nbytes, cached page or None), in order."""
-        end, start, at = gpa + nbytes, gpa, gpa
-        while at < end:
-            stop = min((at | PAGE_MASK) + 1, end)
-            page = self._cache.get((at & ~PAGE_MASK, private)) if self._cache else None
-            if page is not None:
-                if start < at:
-                    yield start, at - start, None
-                yield at, stop - at, page
-                start = stop
-            at = stop
+        end, start = gpa + nbytes, gpa
+        for at in self._cached(gpa, end, private):
+            low, high = max(at, gpa), min(at + PAGE_NBYTES, end)
+            if start < low:
+                yield start, low - start, None
+            yield low, high - low, self._cache[at, private]
+            start = high
         if start < end:
             yield start, end - start, None
+
+    def _cached(self, gpa: int, end: int, private: bool) -> list[int]:
+        """The cached pages with bytes of ``[gpa, end)``, ascending."""
+        wanted = range(gpa & ~PAGE_MASK, end, PAGE_NBYTES)
+        if len(self._cache) > len(wanted):
+            return [at for at in wanted if (at, private) in self._cache]
+        return sorted(at for at, kind in self._cache if kind == private and at in wanted)
 
     def _remember(self, key: _Page, page: bytes) -> None:
         cache = self._cache
