@@ -130,6 +130,29 @@ class PageNotPresent(MemoryFault):
         self.entry = entry
 
 
+class WriteFailed(SevKvmError, OSError):
+    """A write that had begun went wrong at ``address`` (of ``space``, as in MemoryFault).
+
+    ``written``: how many bytes before that were written and read back. In the page of ``address`` each block of 16
+    bytes is the old one or the new one; what was to come after that page is as it was.
+    """
+
+    def __init__(
+        self, space: str, address: int, reason: str, *, written: int, cause: SevKvmError | None = None
+    ) -> None:
+        before = f"{written} bytes before that are written" if written else "nothing before that is written"
+        super().__init__(
+            f"writing failed at {space} 0x{address:x}: {reason} ({before}, nothing after that page)",
+            help=cause.help if cause else None,
+        )
+        if cause is not None:
+            self.exit_code = cause.exit_code
+        self.space = space
+        self.address = address
+        self.reason = reason
+        self.written = written
+
+
 class BadGuestData(SevKvmError, ValueError):
     """Bytes of the guest are not what they must be."""
 

@@ -12,6 +12,7 @@ from sevkvm import errors
 from sevkvm.abi.x86 import MSR_KERNEL_GS_BASE
 from sevkvm.linux.ram import LIMIT_PAGES, Progress
 from sevkvm.memory.policy import SevInfo, SevKind
+from sevkvm.memory.source import Span
 from sevkvm.paging.form import PagingForm, PagingMode
 from sevkvm.paging.walk import Walker
 from sevkvm.vcpu import VcpuState, paging_mode, root_gpa
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from sevkvm.linux.finder import KernelFinder
     from sevkvm.linux.vmcoreinfo import VmcoreInfo
     from sevkvm.memory.source import PhysicalMemory, SlotMap
+    from sevkvm.memory.write import WritePlan
     from sevkvm.paging.walk import Translation
 
 __all__ = ["Guest", "GuestParts", "SevInfo", "SevKind"]
@@ -242,6 +244,50 @@ class Guest:
         """Exactly nbytes at ``gpa`` as the encrypted guest's private memory; MemoryFault otherwise."""
         self._refresh()
         return self.memory.read(gpa, nbytes)
+
+    # ---- writing
+
+    def plan_virtual_write(self, gva: int, data: bytes, form: PagingForm | None = None) -> WritePlan:
+        """What a write to ``gva`` would do, each page private or shared as its leaf says; nothing is written.
+
+        Right while the guest is held: plan and ``carry_out`` belong into one ``held()``. Raises PageNotPresent or
+        MemoryFault for the first byte that cannot be written, UsageError for a dump.
+        """
+        self._refresh()
+        spans: list[Span] = []
+        for piece in Walker(self.memory, form or self.paging()).pieces(gva, len(data)):
+            if piece.gpa is None:
+                raise _not_present(piece.gva, piece.translation)
+            start = piece.gva - gva
+            spans.append(Span(piece.gpa, piece.private, data[start : start + piece.nbytes], piece.gva))
+        return self.memory.plan_write(spans)
+
+    def plan_physical_write(self, gpa: int, data: bytes, private: bool = True) -> WritePlan:
+        """The same for ``gpa``. ``private`` must be right: a page taken for the other kind becomes noise."""
+        self._refresh()
+        return self.memory.plan_write([Span(gpa, private, data)])
+
+    def carry_out(self, plan: WritePlan) -> None:
+        """Write what was planned, page by page, each read back; 16 bytes of a block change at once, no more.
+
+        Raises WriteFailed, which tells how far it came; nothing is tried twice.
+        """
+        with self.held():
+            self.memory.carry_out(plan)
+
+    def write_virtual(self, gva: int, data: bytes, form: PagingForm | None = None) -> WritePlan:
+        """Write at ``gva`` while the guest stands still: all of it, or what the two halves above raise."""
+        with self.held():
+            plan = self.plan_virtual_write(gva, data, form)
+            self.carry_out(plan)
+        return plan
+
+    def write_physical(self, gpa: int, data: bytes, private: bool = True) -> WritePlan:
+        """Write at ``gpa`` in the same way."""
+        with self.held():
+            plan = self.plan_physical_write(gpa, data, private)
+            self.carry_out(plan)
+        return plan
 
     # ---- what a Linux guest says of itself
 

@@ -78,11 +78,13 @@ def slot_map(pid: int, options: AttachOptions, facts: MonitorFacts, warn: Warn, 
     """From --slot, else the monitor, else /proc/PID/maps with a warning."""
     from sevkvm.host import slots
 
+    guessed = False
     if options.slots:
         raw: Sequence[RawSlot] = slots.from_user(options.slots, pid)
     elif facts.slots:
         raw = facts.slots
     else:
+        guessed = True
         try:
             guess = slots.from_maps(pid)
         except errors.SevKvmError as error:
@@ -92,4 +94,4 @@ def slot_map(pid: int, options: AttachOptions, facts: MonitorFacts, warn: Warn, 
             return SlotMap(())
         warn(guess.warning)
         raw = guess.slots
-    return SlotMap(Slot(slot.gpa, slot.nbytes, slot.hva, slot.name, slot.readonly) for slot in raw)
+    return SlotMap(Slot(*slot, guessed=guessed) for slot in raw)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from sevkvm import errors
 from sevkvm.abi.x86 import PAGE_MASK, PAGE_NBYTES
@@ -11,6 +11,8 @@ from sevkvm.memory.source import Slot, SlotMap
 
 if TYPE_CHECKING:
     from sevkvm.dumpfile import Store
+    from sevkvm.memory.source import Span
+    from sevkvm.memory.write import WritePlan
 
 
 class FileMemory:
@@ -66,6 +68,14 @@ class FileMemory:
             whole = self.readinto(gpa, True, memoryview(page)) == PAGE_NBYTES
             pages.append(bytes(page) if whole else None)
         return pages
+
+    def plan_write(self, spans: Iterable[Span]) -> NoReturn:
+        """UsageError: nobody writes to a dump."""
+        raise errors.UsageError("a dump is not written to", help="evidence stays as it is; work on a copy")
+
+    def carry_out(self, plan: WritePlan) -> NoReturn:
+        """UsageError; there is no plan for a dump."""
+        self.plan_write(())
 
 
 def file_slots(ranges: Iterable[tuple[int, int]]) -> SlotMap:

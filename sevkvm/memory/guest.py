@@ -6,8 +6,10 @@ Small reads and page tables go through a page cache; bulk reads (dumps) use what
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 from sevkvm import errors
@@ -16,7 +18,8 @@ from sevkvm.abi.x86 import PAGE_MASK, PAGE_NBYTES
 if TYPE_CHECKING:
     from sevkvm.memory.hva import HvaSource
     from sevkvm.memory.sevdbg import SevDbgSource
-    from sevkvm.memory.source import Extent, MemorySource, SlotMap
+    from sevkvm.memory.source import Extent, MemorySource, SlotMap, Span
+    from sevkvm.memory.write import MemoryWriter, WritePlan
 
 CACHE_PAGES: Final = 32_768  # 128 MiB at most
 _BULK_NBYTES: Final = 64 * PAGE_NBYTES
@@ -26,16 +29,17 @@ _Page = tuple[int, bool]
 
 @dataclass
 class MemoryStats:
-    """Counts since attach; ``firmware_commands`` = ``table_commands`` + ``data_commands``."""
+    """Counts since attach; ``firmware_commands`` is the sum of the other ``_commands``."""
 
     table_commands: int = 0
     data_commands: int = 0
+    write_commands: int = 0
     cache_hits: int = 0
 
     @property
     def firmware_commands(self) -> int:
-        """Firmware commands in all: one for each page decrypted."""
-        return self.table_commands + self.data_commands
+        """Firmware commands in all: one for each page decrypted or encrypted."""
+        return self.table_commands + self.data_commands + self.write_commands
 
 
 class GuestMemory:
@@ -71,6 +75,7 @@ class GuestMemory:
             "firmware_commands": self.stats.firmware_commands,
             "table_commands": self.stats.table_commands,
             "data_commands": self.stats.data_commands,
+            "write_commands": self.stats.write_commands,
             "decrypt_ioctls": decrypted.ioctls if decrypted else 0,
             "bytes_decrypted": decrypted.nbytes if decrypted else 0,
             "bytes_copied": self._shared.bytes_copied,
@@ -149,6 +154,36 @@ class GuestMemory:
                 self._remember((gpa, private), page)
         return pages
 
+    def plan_write(self, spans: Iterable[Span]) -> WritePlan:
+        """Check a write and read what it overwrites, past the cache: see ``MemoryWriter.plan``."""
+        with self._counted():
+            return self._writer.plan(spans)
+
+    def carry_out(self, plan: WritePlan) -> None:
+        """Do what was planned; what the cache held of these pages is forgotten: see ``MemoryWriter.carry_out``."""
+        with self._counted():
+            self._writer.carry_out(plan)
+
+    @cached_property
+    def _writer(self) -> MemoryWriter:
+        from sevkvm.memory.write import MemoryWriter  # most commands only read
+
+        return MemoryWriter(self.slots, self._shared, self._private, self._forget)
+
+    def _forget(self, page_gpa: int) -> None:
+        for private in (False, True):
+            self._cache.pop((page_gpa, private), None)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count the commands that are sent meanwhile."""
+        commands, encryptions = self._commands(), self._encryptions()
+        try:
+            yield
+        finally:
+            self.stats.data_commands += self._commands() - commands
+            self.stats.write_commands += self._encryptions() - encryptions
+
     def _decrypt_pages(self, gpas: Sequence[int]) -> dict[int, bytes]:
         """Ascending pages; neighbours with one request, stepping over those that cannot be read."""
         found: dict[int, bytes] = {}
@@ -180,6 +215,9 @@ class GuestMemory:
 
     def _commands(self) -> int:
         return self._private.counters.commands if self._private else 0
+
+    def _encryptions(self) -> int:
+        return self._private.counters.encryptions if self._private else 0
 
     def _follows(self, extent: Extent, end: int, private: bool, ahead: int) -> int:
         """How much of ``ahead`` lies in the same slot and is not cached from its start on."""

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 
 class HvaSource:
-    """A MemorySource that copies from the VMM's address space."""
+    """A MemorySource that copies from the VMM's address space, and a MemoryStore that copies into it."""
+
+    reason = "no readable memory of the VMM is there"
 
     def __init__(self, port: IoctlPort) -> None:
         self._port = port
@@ -29,3 +31,7 @@ class HvaSource:
         pages = self._port.read_pages(hvas)
         self.bytes_copied += (len(pages) - pages.count(None)) * PAGE_NBYTES
         return pages
+
+    def write(self, hva: int, data: bytes) -> None:
+        """Copy to ``hva``, respecting the VMM's page protection; or MemoryFault."""
+        self._port.write(hva, data)

@@ -1,4 +1,4 @@
-"""Plaintext of private pages through KVM_SEV_DBG_DECRYPT. Every alignment rule lives here.
+"""Plaintext of private pages through KVM_SEV_DBG_DECRYPT, and back. Every alignment rule lives here.
 
 The rules that make old and new kernels behave alike (Linux arch/x86/kvm/svm/sev.c, 5.11 to 7.2): source and
 destination at equal page offsets, whole 16-byte blocks, a destination page that nobody else uses. The kernel
@@ -32,9 +32,10 @@ _HOLE_STATUSES: Final = frozenset(
 
 @dataclass
 class DecryptCounters:
-    """What decryption cost: ``commands`` are firmware commands, one a page touched."""
+    """What decryption cost: ``commands`` are firmware commands, one a page touched; ``encryptions`` as many writes."""
 
     commands: int = 0
+    encryptions: int = 0
     ioctls: int = 0
     nbytes: int = 0
 
@@ -99,6 +100,20 @@ class SevDbgSource:
             self._copy_out(flight, at, buffer[at - hva : stop - hva])
             at = stop
         return at - hva
+
+    def write(self, hva: int, data: bytes) -> None:
+        """Encrypt whole blocks to ``hva``, inside one page: one firmware command, which does all of it or nothing.
+
+        If we die before the command is issued nothing is written; once it is, it needs us no more. The kernel flushes
+        its own view of the page; a line that a processor without coherent encryption still holds may win over us.
+        """
+        if (hva | len(data)) % BLOCK_NBYTES or pages_touched(hva, len(data)) != 1:
+            raise ValueError("private memory is written in whole 16-byte blocks of one page")
+        self.settle()
+        src_hva = self._port.scratch_hva + (hva & PAGE_MASK)
+        self._port.write(src_hva, data)
+        self.counters.encryptions += 1
+        self._vm.sev_dbg_encrypt_unchecked(src_hva, hva, len(data))
 
     def settle(self) -> None:
         """Wait for what was begun in advance, and drop it."""

@@ -8,19 +8,26 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from sevkvm import errors
 
+if TYPE_CHECKING:
+    from sevkvm.memory.write import WritePlan
+
 
 class Slot(NamedTuple):
-    """One KVM memory slot: ``nbytes`` of guest memory at ``gpa``, kept by the VMM at ``hva``."""
+    """One KVM memory slot: ``nbytes`` of guest memory at ``gpa``, kept by the VMM at ``hva``.
+
+    ``guessed``: nobody told of it; in the midst of RAM there may be something else.
+    """
 
     gpa: int
     nbytes: int
     hva: int
     name: str = ""
     readonly: bool = False
+    guessed: bool = False
 
     @property
     def end(self) -> int:
@@ -34,6 +41,15 @@ class Extent(NamedTuple):
     gpa: int
     nbytes: int
     hva: int
+
+
+class Span(NamedTuple):
+    """Bytes that are to be at ``gpa`` on; ``gva`` is what the user calls that place, or None."""
+
+    gpa: int
+    private: bool
+    data: bytes
+    gva: int | None = None
 
 
 class MemorySource(Protocol):
@@ -81,6 +97,14 @@ class PhysicalMemory(Protocol):
 
     def read_tables(self, gpas: Sequence[int], *, keep: bool = True) -> list[bytes | None]:
         """Whole page-table pages, always as private; None where there is none to read."""
+        ...
+
+    def plan_write(self, spans: Iterable[Span]) -> WritePlan:
+        """Check a write and read what it overwrites: as ``MemoryWriter.plan``; UsageError for a dump."""
+        ...
+
+    def carry_out(self, plan: WritePlan) -> None:
+        """Do what was planned: as ``MemoryWriter.carry_out``."""
         ...
 
     def counts(self) -> dict[str, int]:
