@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -103,6 +104,26 @@ def test_a_signal_while_writing_to_a_pipe(vmm: QemuVmm) -> None:
     process.send_signal(signal.SIGTERM)
     process.wait(30)
     assert process.returncode == 143
+    assert_qemu_is_well(vmm, before)
+
+
+@pytest.mark.parametrize("file_format", ["elf", "lime"])
+def test_a_slow_reader_gets_every_byte(vmm: QemuVmm, tmp_path: Path, file_format: str) -> None:
+    """A small pipe that is full nearly always, and emptied by fits and starts."""
+    before = threads(vmm)
+    argv = [sys.executable, "-m", "sevkvm", "dump", "--pid", str(vmm.pid), "--vm-fd", str(vmm.vm_fd)]
+    argv += ["--qmp", vmm.qmp_path, "--gpa", "0x80000:0x480000", "--format", file_format, "-o"]
+    subprocess.run([*argv, str(tmp_path / "whole")], cwd=ROOT, capture_output=True, timeout=60, check=True)
+    with subprocess.Popen([*argv, "-"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout
+        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+        got = bytearray()
+        while piece := os.read(process.stdout.fileno(), 100_000 if len(got) % 3 else 777):
+            got += piece
+            if len(got) >> 18 != len(got) - len(piece) >> 18:
+                time.sleep(0.02)
+        assert process.wait(30) == 0
+    assert got == (tmp_path / "whole").read_bytes()
     assert_qemu_is_well(vmm, before)
 
 

@@ -17,6 +17,7 @@ from sevkvm.lab.initrd import KEEPERS
 from sevkvm.lab.keeper import SECRET_GVA
 from sevkvm.lab.sealed import SealedLinux
 from sevkvm.shim.supervisor import SevHost
+from tests.support.kdumpread import KdumpFile
 from tests.support.linux import require_sealed_linux
 from tests.support.qemu import QemuVmm, require_kvm_qemu
 from tests.support.qemu_sealed import sealed_qemu
@@ -93,3 +94,20 @@ def test_the_vcpus_own_tables_lead_to_the_kernel(linux: SealedLinux, vmm: QemuVm
     said = sevkvm("translate", vmm, linux, hex(banner.gva)).decode()
     assert f"gpa {banner.gpa:#x}" in said
     assert "private" in said
+
+
+def test_kdump_files_hold_the_pages_of_the_raw_dump(linux: SealedLinux, vmm: QemuVmm, tmp_path: Path) -> None:
+    sevkvm("dump", vmm, linux, "--format", "raw", "-o", str(tmp_path / "raw"))
+    raw = mapped(tmp_path / "raw")
+    cbits = int.from_bytes((1 << linux.seal.cbit_pos).to_bytes(8, "little") * 512, "little")
+    for cbit in ("keep", "strip"):
+        sevkvm("dump", vmm, linux, "--format", "kdump", "--cbit", cbit, "-o", str(tmp_path / cbit))
+        file, changed = KdumpFile(tmp_path / cbit), 0
+        assert sorted(file.pages) == file.ram
+        assert len(file.pages) * 4096 > linux.plain.machine.ram_nbytes - (1 << 20)
+        for pfn, (page, _, _) in file.pages.items():
+            kept = raw[pfn * 4096 : (pfn + 1) * 4096]
+            if page != kept:  # a table, which lost the C-bit and nothing else
+                assert (int.from_bytes(kept, "little") ^ int.from_bytes(page, "little")) & ~cbits == 0
+                changed += 1
+        assert bool(changed) == (cbit == "strip")
