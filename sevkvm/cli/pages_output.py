@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Iterable
@@ -46,7 +47,7 @@ def show(looked: Looked, shape: str | None, layout: str, *, as_json: bool) -> No
         from sevkvm.cli.pages_plot import plot
 
         columns = shutil.get_terminal_size().columns
-        _echo(plot(looked.pages, layout=layout, columns=columns, colour=sys.stdout.isatty()))
+        _echo(plot(looked.pages, layout=layout, columns=columns, colour=_colour()))
     else:
         pages_report.print_summary(looked)
 
@@ -63,6 +64,11 @@ def show_changes(looked: Looked, found: list[Change], shape: str | None, *, as_j
         pages_difference.print_changes(found)
     else:
         say("nothing has changed")
+
+
+def _colour() -> bool:
+    """A terminal, and nobody who wants it without colours (https://no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def _echo(lines: Iterable[str]) -> None:
