@@ -9,7 +9,8 @@ import click
 
 from sevkvm.cli.command import command as sevkvm_command
 from sevkvm.cli.options import GuestSession, guest_options, json_option
-from sevkvm.cli.progress import progress_bar
+from sevkvm.cli.progress import progress_bar, table_teller
+from sevkvm.cli.run import say
 from sevkvm.errors import EXIT_HOLES
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def _look(session: GuestSession, *, live: bool, look: bool) -> Looked:
 
     with progress_bar("looking at pages") as progress, session.open() as guest:
         with nullcontext() if live else guest.held():
-            tables = by_tables(guest)
+            tables = by_tables(guest, table_teller(say))
         told = survey(guest, tables, look=look, progress=progress or (lambda done, total: None))
         commands = guest.stats()["firmware_commands"]
         name = guest.name or f"pid {guest.pid}"

@@ -38,7 +38,8 @@ def draw(looked: Looked, name: str, target: Target, layout: str) -> None:
 def show(looked: Looked, shape: str | None, layout: str, *, as_json: bool) -> None:
     """Print it; ``shape`` is ``list``, ``csv``, ``plot``, or None for the summary."""
     if as_json:
-        print_json(pages_report.as_json(looked))
+        for piece in pages_report.json_text(looked):
+            sys.stdout.write(piece)
     elif shape == "list":
         _echo(pages_report.list_lines(looked.pages))
     elif shape == "csv":

@@ -87,7 +87,7 @@ def tell(looked: Looked) -> None:
         )
     if survey.why_no_tables is not None:
         warn(f"{survey.why_no_tables}; without page tables nothing tells private from shared")
-    elif pages.scan and not pages.direct_maps:
+    elif looked.sev != "none" and not pages.direct_maps:
         warn("no direct map of the kernel was found: each mapping of a page counts as much as any other")
     if not looked.complete:
         warn("not all page tables could be read: pages that only they map are told as unmapped")
@@ -95,8 +95,32 @@ def tell(looked: Looked) -> None:
     say(f"{tables} table pages read, {looked.commands} firmware commands")
 
 
-def as_json(looked: Looked) -> dict[str, Any]:
-    """The object of ``--json``."""
+def json_text(looked: Looked) -> Iterator[str]:
+    """The object of ``--json``, piece by piece: a hostile guest has millions of runs."""
+    import json
+
+    conflicts = (
+        {"gpa": hexadecimal(run.gpa), "size": run.nbytes, "kind": run.kind.value, "private": run.private}
+        for gpa, nbytes in looked.pages.conflicts
+        for run in looked.pages.runs(gpa, gpa + nbytes)
+    )
+    runs = (
+        {"gpa": hexadecimal(gpa), "size": nbytes, "kind": kind.value}
+        for gpa, nbytes, kind in looked.pages.kinds()
+    )
+    yield json.dumps(_head(looked), indent=2).removesuffix("\n}")
+    for name, objects in (("conflicts", conflicts), ("runs", runs)):
+        yield f',\n  "{name}": ['
+        glue = "\n    "
+        for each in objects:
+            yield glue + json.dumps(each)
+            glue = ",\n    "
+        yield "\n  ]"
+    yield "\n}\n"
+
+
+def _head(looked: Looked) -> dict[str, Any]:
+    """All but the two lists that can be long."""
     survey, pages = looked.survey, looked.pages
     scan = pages.scan
     return {
@@ -120,15 +144,6 @@ def as_json(looked: Looked) -> dict[str, Any]:
                 "runs": found.runs,
             }
             for kind, found in _sums(pages).items()
-        ],
-        "conflicts": [
-            {"gpa": hexadecimal(run.gpa), "size": run.nbytes, "kind": run.kind.value, "private": run.private}
-            for gpa, nbytes in pages.conflicts
-            for run in pages.runs(gpa, gpa + nbytes)
-        ],
-        "runs": [
-            {"gpa": hexadecimal(gpa), "size": nbytes, "kind": kind.value}
-            for gpa, nbytes, kind in pages.kinds()
         ],
     }
 

@@ -14,17 +14,43 @@ _TELL_SECONDS = 5.0
 
 def search_teller(say: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> Progress:
     """What to call with (pages read, pages at most): a search that takes long says so every few seconds."""
-    told_at: list[float] = []
+    due = _Due(clock)
 
     def advance(done: int, limit: int) -> None:
-        now = clock()
-        if not told_at:
-            told_at.append(now)
-        elif now - told_at[0] >= _TELL_SECONDS:
-            told_at[0] = now
+        if due():
             say(f"searching guest memory for its kernel: {done >> 8} MiB of at most {limit >> 8} MiB")
 
     return advance
+
+
+def table_teller(
+    say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+) -> Callable[[int], None]:
+    """What to call with how many page tables have been read: nobody knows how many there will be."""
+    due = _Due(clock)
+
+    def advance(count: int) -> None:
+        if due():
+            say(f"reading page tables: {count} so far")
+
+    return advance
+
+
+class _Due:
+    """Called again and again, True every few seconds."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._told_at: float | None = None
+
+    def __call__(self) -> bool:
+        now = self._clock()
+        if self._told_at is None:
+            self._told_at = now
+        elif now - self._told_at >= _TELL_SECONDS:
+            self._told_at = now
+            return True
+        return False
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -47,18 +47,20 @@ def classify(
     limits: scan.Limits | None = None,
     *,
     plain_tables: bool = False,
+    reading: Callable[[int], None] = lambda count: None,
 ) -> PageMap:
     """Scan the tables of all ``forms`` (every vCPU's) and classify the RAM in ``slots``.
 
     A guest none of whose forms has a C-bit is PLAIN; nothing is read then, unless ``plain_tables`` asks for its page
-    tables and for what is not mapped. ValueError without any form: use :func:`uniform`.
+    tables and for what is not mapped. ``reading`` is told how many tables have been read so far. ValueError without
+    any form: use :func:`uniform`.
     """
     if not forms:
         raise ValueError("no page tables to classify by")
     plain = all(form.cbit_pos is None for form in forms)
     if plain and not plain_tables:
         return uniform(slots, PageKind.PLAIN)
-    kept = Kept(reader)
+    kept = Kept(reader, reading)
     spaces = _spaces(kept, forms, slots)
     split = Split(kept, spaces)
     kept.keeping = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from sevkvm.errors import RegistersUnavailable
@@ -39,8 +39,10 @@ class Tables(NamedTuple):
     why: str | None
 
 
-def by_tables(guest: Guest) -> Tables:
+def by_tables(guest: Guest, reading: Callable[[int], None] = lambda count: None) -> Tables:
     """Classify a guest's RAM by its page tables, alive or in a dump; for as long as the guest stands still.
+
+    ``reading`` is told how many tables have been read so far.
 
     Raises what ``Guest.forms`` raises, but for RegistersUnavailable.
     """
@@ -51,7 +53,7 @@ def by_tables(guest: Guest) -> Tables:
         forms, why = [], str(reason)
     if not forms:
         return Tables(uniform(guest.slots, PageKind.UNMAPPED if guest.sev.encrypted else PageKind.PLAIN), why)
-    return Tables(classify(guest.memory, forms, guest.slots, plain_tables=True), None)
+    return Tables(classify(guest.memory, forms, guest.slots, plain_tables=True, reading=reading), None)
 
 
 def survey(

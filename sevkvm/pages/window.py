@@ -6,7 +6,7 @@ A scan knows no virtual addresses, so the tables at the window's edges are shown
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from sevkvm.abi.x86 import PTE_P
@@ -24,10 +24,15 @@ _RESERVED: Final = int(EntryFlag.RESERVED)
 
 
 class Kept:
-    """A TableReader that reads no table twice; for the few thousand that are looked at more than once."""
+    """A TableReader that reads no table twice; for the few thousand that are looked at more than once.
 
-    def __init__(self, reader: TableReader) -> None:
+    ``tell`` gets how many tables have been read so far.
+    """
+
+    def __init__(self, reader: TableReader, tell: Callable[[int], None] = lambda count: None) -> None:
         self._reader = reader
+        self._tell = tell
+        self._count = 0
         self._pages: dict[int, bytes | None] = {}
         self.keeping = True
 
@@ -39,6 +44,8 @@ class Kept:
         )
         if self.keeping:
             self._pages |= found
+        self._count += len(missing)
+        self._tell(self._count)
         return [found[gpa] if gpa in found else self._pages[gpa] for gpa in gpas]
 
 

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from sevkvm.cli.progress import progress_bar, search_teller
+from sevkvm.cli.progress import progress_bar, search_teller, table_teller
 
 
 class Terminal(io.StringIO):
@@ -75,3 +75,12 @@ def test_a_short_search_says_nothing_and_a_long_one_now_and_then():
         "searching guest memory for its kernel: 24 MiB of at most 4096 MiB",
         "searching guest memory for its kernel: 44 MiB of at most 4096 MiB",
     ]
+
+
+def test_reading_many_tables_says_so_now_and_then():
+    said, now = [], [0.0]
+    advance = table_teller(said.append, lambda: now[0])
+    for second in range(7):
+        now[0] = float(second)
+        advance(1000 * second)
+    assert said == ["reading page tables: 5000 so far"]
