@@ -149,8 +149,8 @@ _OPTIONS = (
         "--slot",
         "slots",
         multiple=True,
-        metavar="GPA:SIZE:HVA",
-        help="Guest RAM in the VMM's memory, or at offset HVA of a raw --file; repeatable.",
+        metavar="GPA:SIZE:HVA[:ro]",
+        help="Guest RAM (:ro, ROM) in the VMM's memory, or at offset HVA of a raw --file; repeatable.",
     ),
     _guest_option(
         "--cbit-pos", type=number(32, 51), metavar="N", help="The C-bit's position in page-table entries."

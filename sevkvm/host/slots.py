@@ -20,8 +20,10 @@ from sevkvm.host.procfs import PROC, Mapping
 
 _SHIFTS: Final = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _NUMBER: Final = r"0[xX][0-9a-fA-F]{1,16}|[0-9]{1,20}"
-_SLOT: Final = re.compile(rf"({_NUMBER}):({_NUMBER})([KMGT]?)(?:i?B)?:({_NUMBER})", re.IGNORECASE)
-_SLOT_HELP: Final = "GPA:SIZE:HVA, for example 0x100000000:2G:0x7f0000000000: multiples of 4096, SIZE not 0"
+_SLOT: Final = re.compile(rf"({_NUMBER}):({_NUMBER})([KMGT]?)(?:i?B)?:({_NUMBER})(:ro)?", re.IGNORECASE)
+_SLOT_HELP: Final = (
+    "GPA:SIZE:HVA, for example 0x100000000:2G:0x7f0000000000: whole pages; :ro behind it is ROM"
+)
 _GPA2HVA: Final = re.compile(r"Host virtual address for 0x([0-9a-f]{1,16}) \((.*)\) is 0x([0-9a-f]{1,16})\s*")
 _LARGE_NBYTES: Final = 2 << 20  # from here on the last page is asked for, too
 _ATTEMPTS: Final = 3  # a running guest may rearrange its memory between two questions
@@ -54,7 +56,7 @@ class HumanMonitor(Protocol):
 
 
 def parse_slot(text: str) -> RawSlot:
-    """One ``--slot GPA:SIZE:HVA``: hexadecimal with 0x, or decimal; SIZE may end in K, M, G or T. Or UsageError."""
+    """One ``--slot GPA:SIZE:HVA[:ro]``: hexadecimal with 0x, or decimal; SIZE may end in K, M, G, T. Or UsageError."""
     match = _SLOT.fullmatch(text)
     if match is None:
         raise errors.UsageError(f"--slot {text!r} is not GPA:SIZE:HVA", help=_SLOT_HELP)
@@ -66,7 +68,7 @@ def parse_slot(text: str) -> RawSlot:
         raise errors.UsageError(f"--slot {text!r} is not whole pages", help=_SLOT_HELP)
     if gpa + nbytes > 1 << x86.MAX_PHYS_BIT or hva + nbytes > 1 << 63:
         raise errors.UsageError(f"--slot {text!r} is beyond any address there can be", help=_SLOT_HELP)
-    return RawSlot(gpa, nbytes, hva, "slot")
+    return RawSlot(gpa, nbytes, hva, "slot", match[5] is not None)
 
 
 def from_user(texts: Iterable[str], pid: int, proc: Path = PROC) -> list[RawSlot]:

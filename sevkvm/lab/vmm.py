@@ -60,7 +60,8 @@ class LabVm:
         """What to pass to sevkvm's commands, so that they need not search for this guest."""
         words = ["--pid", str(os.getpid()), "--vm-fd", str(self.vm_fd)]
         for slot in self.image.slots:
-            words += ["--slot", f"{slot.gpa:#x}:{slot.nbytes:#x}:{self.hva(slot.gpa):#x}"]
+            readonly = ":ro" if slot.readonly else ""
+            words += ["--slot", f"{slot.gpa:#x}:{slot.nbytes:#x}:{self.hva(slot.gpa):#x}{readonly}"]
         return words
 
     def describe(self) -> dict[str, object]:

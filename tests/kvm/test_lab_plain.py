@@ -125,7 +125,11 @@ def test_the_process_reports_where_its_guest_is() -> None:
             assert guest.host_bytes(slot.gpa, slot.nbytes) == expected
         assert guest.facts["arguments"] == [
             *("--pid", str(guest.pid), "--vm-fd", str(guest.vm_fd)),
-            *(word for s in guest.slots for word in ("--slot", f"0x{s.gpa:x}:0x{s.nbytes:x}:0x{s.hva:x}")),
+            *(
+                word
+                for s in guest.slots
+                for word in ("--slot", f"0x{s.gpa:x}:0x{s.nbytes:x}:0x{s.hva:x}{':ro' * s.readonly}")
+            ),
         ]
         assert guest.stop() == 0
 

@@ -135,6 +135,7 @@ def test_two_regions_of_one_name_are_kept_apart(proc: Path) -> None:
         ("0x0:0x4K:0x1000", RawSlot(0, 4096, 4096, "slot")),
         ("0:1GiB:0x1000", RawSlot(0, 1 << 30, 4096, "slot")),
         ("00:008K:0x0001000", RawSlot(0, 8192, 4096, "slot")),
+        ("0xffff0000:64K:0x1000:ro", RawSlot(0xFFFF0000, 64 << 10, 4096, "slot", readonly=True)),
     ],
 )
 def test_parse_slot(text: str, slot: RawSlot) -> None:
@@ -147,6 +148,7 @@ def test_parse_slot(text: str, slot: RawSlot) -> None:
         "",
         "0:4096",
         "0:4096:4096:0",
+        "0:4096:4096:rw",
         ":::",
         "0:0:4096",
         "1:4096:4096",
