@@ -34,6 +34,7 @@ COMMANDS = {
     "mem": Entry("mem", "what they map as runs, as QEMU's info mem", MEMORY),
     "x": Entry("x", "print virtual memory, as QEMU's monitor does", MEMORY),
     "xp": Entry("xp", "print physical memory, as QEMU's monitor does", MEMORY),
+    "write": Entry("write", "change its memory, and print what was there", MEMORY),
     "search": Entry("search", "find strings, bytes or regular expressions in its memory", MEMORY),
     "pages": Entry("pages", "which of its pages are private, shared, never touched", MEMORY),
     "dump": Entry("dump", "write its memory to a file", FILES),

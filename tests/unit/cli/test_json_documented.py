@@ -48,6 +48,7 @@ def keys(answer):
         ("pages", ()),
         ("search", ("--max-count", "1", "lazy dog")),
         ("dump", ("--format", "elf", "-o", "out")),
+        ("write", (hex(BASE), "--string", "text")),
     ],
 )
 def test_every_key_is_documented(attached, run, tmp_path, monkeypatch, name, args):
