@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import mmap
 import os
-import struct
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from sevkvm import errors
 from sevkvm._native import ffi as ffi
@@ -291,151 +290,6 @@ class EntryFlag(IntFlag):
     LEVEL1 = 1 << 7
     LEVEL2 = 1 << 8
     LEVEL3 = 1 << 9
-
-
-class TableShape(NamedTuple):
-    """Tables of one level: log2 of the gva bytes an entry spans, entries, bytes (4096, or 32 for PAE's top)."""
-
-    shift: int
-    nentries: int
-    table_nbytes: int
-
-
-class TableRun(NamedTuple):
-    """``struct sk_run``: ``nentries`` neighbouring entries from ``first``; page_nbytes is 0 for a table."""
-
-    gpa: int
-    page_nbytes: int
-    flags: int
-    first: int
-    nentries: int
-
-
-class TableSpan(NamedTuple):
-    """``struct sk_span``: a range of guest-physical memory that leaves of these flags map."""
-
-    gpa: int
-    nbytes: int
-    flags: int
-
-
-class ScanTotals(NamedTuple):
-    """``struct sk_scan_totals``; ``pages`` counts leaf entries by the level they stand at (index 0 unused)."""
-
-    tables: int
-    pages: tuple[int, ...]
-    reserved: int
-    spans_full: bool
-    tables_full: bool
-
-
-_MAX_ENTRIES = 1024  # SK_MAX_ENTRIES
-_RUN = struct.Struct("<QQIHH")
-_SPAN = struct.Struct("<QQQ")
-
-
-class TableDecoder:
-    """Page-table entries of one paging form. Its buffers are reused: one thread at a time.
-
-    ``mode``: one of ``enum sk_paging_mode``. ``levels``: its tables by level, from 1 (PT); index 0 is unused.
-    ``stored``: an entry as it lies in a table.
-    """
-
-    __slots__ = ("_entry", "_runs", "levels", "paging", "stored")
-
-    def __init__(self, mode: int, *, nx: bool, cbit_mask: int, address_mask: int) -> None:
-        paging: Any = ffi.new("struct sk_paging *")
-        paging.mode = mode
-        paging.nx = nx
-        paging.cbit_mask = cbit_mask
-        paging.address_mask = address_mask
-        self.paging = paging
-        self._entry: Any = ffi.new("struct sk_entry *")
-        self._runs = ffi.new("struct sk_run[]", _MAX_ENTRIES)
-        self.levels = tuple(
-            TableShape(
-                lib.sk_walk_shift(paging, level),
-                lib.sk_walk_nentries(paging, level),
-                lib.sk_walk_table_nbytes(paging, level),
-            )
-            for level in range(lib.sk_walk_levels(paging) + 1)
-        )
-        self.stored = struct.Struct("<I" if self.levels[-1].nentries == _MAX_ENTRIES else "<Q")
-
-    def canonical(self, gva: int) -> bool:
-        """Can it be translated: canonical in long mode, below 4 GiB in the other modes?"""
-        return bool(lib.sk_walk_canonical(self.paging, gva))
-
-    def entry(self, level: int, raw: int) -> tuple[int, int, int]:
-        """(gpa, page_nbytes or 0, EntryFlag bits) of one entry; all 0 if it is not present."""
-        entry = self._entry
-        lib.sk_walk_entry(self.paging, level, raw, entry)
-        return entry.gpa, entry.page_nbytes, entry.flags
-
-    def table(self, level: int, table: bytes) -> list[TableRun]:
-        """The present entries of a table: leaves merged to runs, each entry to a table by itself."""
-        if not 1 <= level < len(self.levels) or len(table) != self.levels[level].table_nbytes:
-            raise ValueError(f"{len(table)} bytes are no table of level {level}")
-        count = lib.sk_walk_table(self.paging, level, ffi.from_buffer(table), self._runs)
-        return list(map(TableRun._make, _RUN.iter_unpack(ffi.buffer(self._runs, count * _RUN.size))))
-
-
-class TableScan:
-    """Owns a ``struct sk_scan *``: the distinct leaves of many tables. A context manager."""
-
-    __slots__ = ("_pointer",)
-
-    def __init__(self, flags_mask: int, max_spans: int, max_tables: int) -> None:
-        call = Call()
-        out = ffi.new("struct sk_scan **")
-        call.check(lib.sk_scan_create(flags_mask, max_spans, max_tables, out, call.err))
-        self._pointer = out[0]
-
-    def __enter__(self) -> TableScan:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        lib.sk_scan_destroy(self._pointer)
-        self._pointer = ffi.NULL
-
-    def add(self, decoder: TableDecoder, level: int, tables: Sequence[bytes]) -> None:
-        """Decode whole tables of this level."""
-        joined = b"".join(tables)
-        if len(joined) != len(tables) * decoder.levels[level].table_nbytes:
-            raise ValueError(f"a table of level {level} has {decoder.levels[level].table_nbytes} bytes")
-        call = Call()
-        call.check(
-            lib.sk_scan_tables(
-                self._pointer, decoder.paging, level, ffi.from_buffer(joined), len(tables), call.err
-            )
-        )
-
-    def take_tables(self) -> array[int]:
-        """The distinct tables (gpa, ascending) that were led to since the last call."""
-        out = ffi.new("uint64_t **")
-        count = lib.sk_scan_take_tables(self._pointer, ffi.cast("const uint64_t **", out))
-        tables = array("Q")
-        tables.frombytes(ffi.buffer(out[0], count * tables.itemsize))
-        return tables
-
-    def spans(self) -> bytes:
-        """All distinct spans, by flags and then gpa, packed; :func:`unpack_spans` reads them."""
-        out = ffi.new("struct sk_span **")
-        count = lib.sk_scan_spans(self._pointer, ffi.cast("const struct sk_span **", out))
-        return bytes(ffi.buffer(out[0], count * _SPAN.size))
-
-    def totals(self) -> ScanTotals:
-        """What has been counted so far."""
-        out: Any = ffi.new("struct sk_scan_totals *")
-        lib.sk_scan_totals(self._pointer, out)
-        return ScanTotals(
-            out.tables, tuple(out.pages), out.reserved, bool(out.spans_full), bool(out.tables_full)
-        )
-
-
-def unpack_spans(packed: bytes) -> Iterator[TableSpan]:
-    """Read what :meth:`TableScan.spans` packed."""
-    return map(TableSpan._make, _SPAN.iter_unpack(packed))
 
 
 PAGE_DIGEST_NBYTES: Final = 16

@@ -18,7 +18,7 @@ from sevkvm.paging.walk import Walker
 
 if TYPE_CHECKING:
     from sevkvm.memory.source import SlotMap
-    from sevkvm.native import TableDecoder, TableRun
+    from sevkvm.paging.decoder import TableDecoder, TableRun
     from sevkvm.paging.fetch import TableReader
     from sevkvm.paging.form import PagingForm
 

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from sevkvm import native
 from sevkvm.abi.x86 import PAGE_MASK
 from sevkvm.native import EntryFlag
 from sevkvm.paging.decoder import decoder_for
 from sevkvm.paging.fetch import fetch_tables
 from sevkvm.paging.form import PagingMode
+from sevkvm.paging.tablescan import TableScan, TableSpan, unpack_spans
 
 if TYPE_CHECKING:
     from sevkvm.paging.fetch import TableReader
@@ -65,9 +65,9 @@ class ScanResult:
     limits_hit: tuple[str, ...] = ()
     packed_spans: bytes = b""
 
-    def spans(self) -> Iterator[native.TableSpan]:
+    def spans(self) -> Iterator[TableSpan]:
         """Distinct ranges (gpa, nbytes, flags), by flags and then gpa; equal flags neither overlap nor touch."""
-        return native.unpack_spans(self.packed_spans)
+        return unpack_spans(self.packed_spans)
 
     def ranges(self, private: bool) -> Iterator[tuple[int, int]]:
         """``(gpa, end)`` of what is mapped with (or without) the C-bit; ascending if only that was told apart."""
@@ -95,7 +95,7 @@ def leaves(
         if form.levels:  # paging off maps nothing by tables
             alike = PagingMode.LEVEL5 if form.mode.long else form.mode
             groups.setdefault((alike, form.nx, form.cbit_pos, form.phys_bits), []).append(form)
-    with native.TableScan(tell_apart, limits.spans, limits.tables) as scan:
+    with TableScan(tell_apart, limits.spans, limits.tables) as scan:
         for group in groups.values():
             _scan_group(scan, reader, group, result, limits)
         totals = scan.totals()
@@ -114,7 +114,7 @@ def leaves(
 
 
 def _scan_group(
-    scan: native.TableScan,
+    scan: TableScan,
     reader: TableReader,
     forms: Sequence[PagingForm],
     result: ScanResult,
