@@ -64,6 +64,13 @@ if TYPE_CHECKING:
     help="The C-bit in page tables. keep: as it is. strip: taken out, so that every reader can follow them. alias: "
     "kept, with memory at gpa | C-bit too (elf). auto: strip for elf and kdump if it can be done, else as it is.",
 )
+@click.option(
+    "--unmapped",
+    type=click.Choice(["private", "shared", "skip"]),
+    default="private",
+    show_default=True,
+    help="Pages that no page table reaches. private, shared: read them so. skip: leave them out.",
+)
 @click.option("--live", is_flag=True, help="Let the guest run meanwhile: not one moment in time.")
 @click.option(
     "--split", type=SIZE, metavar="SIZE", help="FILE.000, FILE.001, ... of this size; cat joins them."
@@ -79,7 +86,7 @@ if TYPE_CHECKING:
 @click.option(
     "--no-scan",
     is_flag=True,
-    help="Do not walk the page tables for pages the guest shares: read all memory as private.",
+    help="Do not walk the page tables for pages the guest shares: read all memory as --unmapped says.",
 )
 @guest_options
 @json_option
@@ -91,6 +98,7 @@ def command(
     gpa: Range | None,
     gva: Range | None,
     cbit: str,
+    unmapped: str,
     live: bool,
     split: int | None,
     sha256: bool,
@@ -108,10 +116,14 @@ def command(
     kdump leaves out ROM above all RAM, unless --gpa asks for it.
     --json prints a summary on stdout, or on stderr with -o -.
     """
-    from sevkvm.dump import CbitMode, DumpFormat, DumpOptions, check, dump_guest
+    from sevkvm.dump import CbitMode, DumpFormat, DumpOptions, Unmapped, check, dump_guest
 
     if gpa and gva:
         raise click.UsageError("--gpa and --gva exclude each other", click.get_current_context())
+    if no_scan and unmapped == "skip":
+        raise click.UsageError(
+            "--no-scan and --unmapped skip exclude each other", click.get_current_context()
+        )
     beside = Beside(
         output, force=force, split=split, check_space=not no_space_check, sha256=sha256, manifest=manifest
     )
@@ -122,6 +134,7 @@ def command(
         live=live,
         compress=compress,
         cbit=CbitMode(cbit),
+        unmapped=Unmapped(unmapped),
     )
     check(options, beside.target)
     # The bar is made before the guest is stopped: importing and drawing it takes longer than a small dump.
@@ -131,7 +144,7 @@ def command(
         nullcontext() if live else guest.held(),
     ):
         # a range of virtual addresses tells by itself which pages are private
-        pages = page_map(guest, scan=not (no_scan or gva))
+        pages = page_map(guest, scan=not (no_scan or gva), unmapped=unmapped)
         beside.begin()
         result = dump_guest(guest, options, pages, beside.target, progress)
         beside.end()

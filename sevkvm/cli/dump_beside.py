@@ -96,6 +96,7 @@ def options_json(options: DumpOptions) -> dict[str, Any]:
         "gpa": [hexadecimal(end) for end in options.gpa] if options.gpa else None,
         "gva": [hexadecimal(end) for end in options.gva] if options.gva else None,
         "cbit": options.cbit.value,
+        "unmapped": options.unmapped.value,
         "live": options.live,
     }
 

@@ -29,7 +29,7 @@ def tell(result: DumpResult, pages: PageMap, output: str, space: str) -> None:
             "has them, or as private where it does not tell"
         )
     if pages.scan and (pages.scan.unreadable_count or pages.scan.limits_hit):
-        warn("not all page tables could be read: pages that only they tell as shared were read as private")
+        warn("not all page tables could be read: pages that only they map were read as unmapped ones are")
     if result.registers_missing:
         warn(f"the file holds no registers: {result.registers_missing}")
     if result.vmcoreinfo_missing:
@@ -49,6 +49,10 @@ def tell(result: DumpResult, pages: PageMap, output: str, space: str) -> None:
     where = "stdout" if output == "-" else output
     missing = sum(hole.nbytes for hole in lost)
     end = f", {size(missing)} missing" if lost else ""
+    left_out = sum(hole.nbytes for hole in result.holes if hole.reason.value == "left-out")
+    if left_out:
+        zeros = " (the file shows zeros there)" if result.format.value in ("raw", "padded") else ""
+        end += f", {size(left_out)} left out that no page table reaches{zeros}"
     say(f"{where}: {size(result.copied_nbytes)} of guest memory in {len(result.ranges)} ranges{end}")
 
 
@@ -63,8 +67,8 @@ def _tell_cbit(cbit: CbitOutcome) -> None:
 
 
 def _losses(result: DumpResult) -> list[Hole]:
-    """Holes that are not simply how the machine is laid out."""
-    return [hole for hole in result.holes if hole.reason.value != "not-ram"]
+    """Holes that are neither how the machine is laid out nor asked for."""
+    return [hole for hole in result.holes if hole.reason.value not in ("not-ram", "left-out")]
 
 
 def summary(result: DumpResult, pages: PageMap, output: str, space: str) -> dict[str, Any]:

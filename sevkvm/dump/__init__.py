@@ -9,6 +9,7 @@ from sevkvm.dump.output import Target, prepare
 from sevkvm.dump.pieces import Hole, HoleReason
 from sevkvm.dump.plan import DumpFormat
 from sevkvm.dump.split import SplitTarget
+from sevkvm.dump.unmapped import Unmapped
 
 __all__ = [
     "CbitMode",
@@ -22,6 +23,7 @@ __all__ = [
     "KernelFacts",
     "SplitTarget",
     "Target",
+    "Unmapped",
     "check",
     "dump_guest",
     "kernel_facts",

@@ -12,8 +12,9 @@ from sevkvm.dump.copy import Copier, Progress
 from sevkvm.dump.formats import Contents, make_writer
 from sevkvm.dump.kernel import KernelFacts, find_kernel_facts
 from sevkvm.dump.options import WITH_REGISTERS, WITH_VMCOREINFO, CbitMode, DumpOptions, check
-from sevkvm.dump.pieces import Hole, HoleReason, Piece, physical_pieces, virtual_pieces, whole_ram
+from sevkvm.dump.pieces import NO_LOSS, Hole, Piece, physical_pieces, virtual_pieces, whole_ram
 from sevkvm.dump.plan import DumpFormat, Placed, merge_placed
+from sevkvm.dump.unmapped import SharedUnmapped, Unmapped, without_unmapped
 from sevkvm.dump.virtual import mappings
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class DumpResult:
     @property
     def complete(self) -> bool:
         """Every byte that was asked for and is guest memory is in the file; else the exit code is 6."""
-        return all(hole.reason is HoleReason.NOT_RAM for hole in self.holes)
+        return all(hole.reason in NO_LOSS for hole in self.holes)
 
 
 def dump_guest(
@@ -64,6 +65,10 @@ def dump_guest(
     check(options, target)
     with nullcontext() if options.live else guest.held():
         start, end, pieces, holes = _select(guest, options)
+        if options.unmapped is Unmapped.SKIP:
+            pieces, holes = without_unmapped(pieces, holes, page_map)
+        elif options.unmapped is Unmapped.SHARED:
+            page_map = SharedUnmapped(page_map)
         states, registers_missing = _registers(guest, options.format)
         view = cbit_view(guest, kernel or _kernel(guest, options), options)
         writer = make_writer(

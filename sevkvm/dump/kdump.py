@@ -38,9 +38,9 @@ class KdumpWriter:
     ) -> None:
         if kernel.vmcoreinfo:
             notes += elf.pack_note(b"VMCOREINFO", 0, kernel.vmcoreinfo)
-        self._plan = kdump_plan(pieces, len(notes))
+        self._plan = kdump_plan(pieces, len(notes), holes)
         self.layout: Layout = kdump_layout(pieces, holes, self._plan)
-        self._pieces = pieces
+        self._ram = bytes(ram_bitmap(pieces, self._plan.bitmap_nbytes, holes))
         self._notes = notes
         self._nr_cpus = nr_cpus
         self._kernel = kernel
@@ -71,7 +71,7 @@ class KdumpWriter:
         )
         sink.write(header.pack() + sub_header.pack() + self._notes)
         sink.skip(plan.bitmaps_offset - sink.offset)
-        sink.write(bytes(ram_bitmap(self._pieces, plan.bitmap_nbytes)))
+        sink.write(self._ram)
         sink.skip(plan.data_offset - sink.offset)
         self._intake = KdumpIntake(KdumpBody(sink, plan), PageWork(self._codec))
         return self._intake

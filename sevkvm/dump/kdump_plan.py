@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sevkvm import errors
 from sevkvm.abi import kdump, x86
+from sevkvm.dump.pieces import HoleReason
 from sevkvm.dump.plan import Layout, Placed, round_up
 
 if TYPE_CHECKING:
@@ -33,8 +35,8 @@ class KdumpPlan:
         return self.bitmaps_offset // PAGE - 1
 
 
-def kdump_plan(pieces: list[Piece], notes_nbytes: int) -> KdumpPlan:
-    """Places for the notes, both bitmaps and a descriptor for every page of ``pieces``."""
+def kdump_plan(pieces: list[Piece], notes_nbytes: int, holes: list[Hole] | None = None) -> KdumpPlan:
+    """Places for the notes, both bitmaps and a descriptor for every page of ``pieces``; bitmaps span ``holes``."""
     for piece in pieces:
         if (piece.gpa | piece.nbytes) % PAGE:
             raise errors.UsageError(
@@ -42,7 +44,7 @@ def kdump_plan(pieces: list[Piece], notes_nbytes: int) -> KdumpPlan:
                 help="let the range begin and end at multiples of 4096",
             )
     npages = sum(piece.nbytes for piece in pieces) // PAGE
-    max_mapnr = max(piece.gpa + piece.nbytes for piece in pieces) // PAGE
+    max_mapnr = max(gpa + nbytes for gpa, nbytes in _ram(pieces, holes or [])) // PAGE
     notes = PAGE + kdump.SUB_HEADER_NBYTES
     bitmaps = round_up(notes + notes_nbytes)
     bitmap_nbytes = round_up(-(-max_mapnr // 8))
@@ -57,12 +59,18 @@ def kdump_layout(pieces: list[Piece], holes: list[Hole], plan: KdumpPlan) -> Lay
     return Layout(placed, tuple(holes), plan.data_offset + (plan.npages + 1) * PAGE)
 
 
-def ram_bitmap(pieces: list[Piece], nbytes: int) -> bytearray:
-    """A bit for each page of ``pieces``, lowest pfn in the lowest bit of the first byte."""
+def ram_bitmap(pieces: list[Piece], nbytes: int, holes: list[Hole] | None = None) -> bytearray:
+    """A bit for each page of ``pieces`` and of RAM left out; lowest pfn in the lowest bit of the first byte."""
     bitmap = bytearray(nbytes)
-    for piece in pieces:
-        set_bits(bitmap, piece.gpa // PAGE, piece.nbytes // PAGE)
+    for gpa, size in _ram(pieces, holes or []):
+        set_bits(bitmap, gpa // PAGE, size // PAGE)
     return bitmap
+
+
+def _ram(pieces: list[Piece], holes: list[Hole]) -> Iterator[tuple[int, int]]:
+    """``(gpa, nbytes)``: makedumpfile, too, has pages that it filters in the first bitmap."""
+    yield from ((piece.gpa, piece.nbytes) for piece in pieces)
+    yield from ((hole.address, hole.nbytes) for hole in holes if hole.reason is HoleReason.LEFT_OUT)
 
 
 def set_bits(bitmap: bytearray, first: int, count: int) -> None:

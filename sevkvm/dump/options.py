@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sevkvm import errors
 from sevkvm.dump.codec import find_codec
 from sevkvm.dump.plan import DumpFormat
+from sevkvm.dump.unmapped import Unmapped
 
 if TYPE_CHECKING:
     from sevkvm.dump.output import Target
@@ -37,7 +38,7 @@ class DumpOptions:
     """What to dump. ``gpa`` or ``gva`` is a half-open range; neither means all guest memory.
 
     live: let the vCPUs run meanwhile; the file then shows no single moment. compress: a name of ``codec.NAMES``, for
-    the formats that compress.
+    the formats that compress. unmapped: what becomes of pages that no page table reaches.
     """
 
     format: DumpFormat = DumpFormat.RAW
@@ -46,6 +47,7 @@ class DumpOptions:
     live: bool = False
     compress: str = "zlib"
     cbit: CbitMode = CbitMode.AUTO
+    unmapped: Unmapped = Unmapped.PRIVATE
 
 
 def check(options: DumpOptions, target: Target) -> None:
@@ -60,6 +62,11 @@ def check(options: DumpOptions, target: Target) -> None:
         raise errors.UsageError(
             f"--cbit {options.cbit.value} and --gva exclude each other",
             help="a dump of virtual addresses has no page tables for a reader to follow",
+        )
+    if options.gva is not None and options.unmapped is not Unmapped.PRIVATE:
+        raise errors.UsageError(
+            f"--unmapped {options.unmapped.value} and --gva exclude each other",
+            help="a dump of virtual addresses has only what page tables map",
         )
     if options.cbit is CbitMode.ALIAS and options.format not in WITH_ALIASES:
         raise errors.UsageError(

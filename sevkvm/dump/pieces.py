@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sevkvm import errors
 
@@ -18,13 +18,17 @@ if TYPE_CHECKING:
 
 
 class HoleReason(str, Enum):
-    """Why bytes are missing. ``not-ram`` is the machine's own layout; the others are losses."""
+    """Why bytes are missing. ``not-ram`` is the machine's layout, ``left-out`` was asked for; the others are losses."""
 
     NOT_RAM = "not-ram"
     NOT_MAPPED = "not-mapped"
     UNREADABLE = "unreadable"
     UNREADABLE_SAMPLED = "unreadable-sampled"
     SKIPPED = "skipped"
+    LEFT_OUT = "left-out"
+
+
+NO_LOSS: Final = frozenset({HoleReason.NOT_RAM, HoleReason.LEFT_OUT})
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -512,6 +512,10 @@ def test_dump_refuses_an_existing_file_before_it_attaches(attached, run, tmp_pat
         ("--gpa", "1M"),
         ("--gpa", "2M:1M"),
         ("--format", "zip"),
+        ("--unmapped", "zero"),
+        ("--unmapped", "skip", "--no-scan"),
+        ("--unmapped", "skip", "--gva", "0:1M"),
+        ("--unmapped", "shared", "--gva", "0:1M"),
         ("-o", "/no/dir/x"),
     ],
 )
