@@ -9,6 +9,7 @@ import click
 
 from sevkvm.cli.command import command as sevkvm_command
 from sevkvm.cli.dump_beside import Beside, options_json
+from sevkvm.cli.dump_pagemap import pagemap_target, write_pagemap
 from sevkvm.cli.dump_report import summary, tell
 from sevkvm.cli.options import GuestSession, guest_options, json_option
 from sevkvm.cli.page_map import page_map
@@ -79,6 +80,9 @@ if TYPE_CHECKING:
 @click.option(
     "--manifest", is_flag=True, help="Write FILE.json: host, guest, options, time, what is missing."
 )
+@click.option(
+    "--pagemap", metavar="FILE", help="Write how each page was read, as JSON; `pages --diff` takes it, too."
+)
 @click.option("--force", is_flag=True, help="Overwrite FILE.")
 @click.option(
     "--no-space-check", is_flag=True, help="Begin even if FILE may turn out too large for its file system."
@@ -103,6 +107,7 @@ def command(
     split: int | None,
     sha256: bool,
     manifest: bool,
+    pagemap: str | None,
     force: bool,
     no_space_check: bool,
     no_scan: bool,
@@ -136,6 +141,7 @@ def command(
         cbit=CbitMode(cbit),
         unmapped=Unmapped(unmapped),
     )
+    mapped = None if pagemap is None else pagemap_target(pagemap, output, force=force, gva=gva is not None)
     check(options, beside.target)
     # The bar is made before the guest is stopped: importing and drawing it takes longer than a small dump.
     with (
@@ -153,6 +159,8 @@ def command(
     answer = summary(result, pages, output, space)
     asked = options_json(options) | {"scan": not no_scan, "split": split}
     beside.write(told, asked, answer)
+    if mapped is not None:
+        write_pagemap(mapped, guest, options, pages, result)
     tell(result, pages, output, space)
     if as_json:
         import json

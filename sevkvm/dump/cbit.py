@@ -30,14 +30,19 @@ if TYPE_CHECKING:
 class CbitOutcome:
     """What was done: ``mode`` is never AUTO, and None for a guest without a C-bit.
 
-    tables: how many table pages were stripped. unknown: where more tables may be that were not looked for, and why.
+    table_gpas: the table pages that were stripped, ascending. unknown: where more tables may be that were not looked for, and why.
     fallback: why AUTO did not strip.
     """
 
     mode: CbitMode | None
-    tables: int = 0
+    table_gpas: Sequence[int] = ()
     unknown: tuple[str, ...] = ()
     fallback: str | None = None
+
+    @property
+    def tables(self) -> int:
+        """How many table pages were stripped."""
+        return len(self.table_gpas)
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ def _stripped(guest: DumpSource, kernel: KernelFacts, cbit_pos: int) -> CbitView
     if found.limits_hit:
         raise errors.BadGuestData("the guest has more page tables than are looked at", help=_HELP)
     return CbitView(
-        CbitOutcome(CbitMode.STRIP, len(found.table_gpas), roots.unknown),
+        CbitOutcome(CbitMode.STRIP, found.table_gpas, roots.unknown),
         StrippedMemory(guest.memory, found.table_gpas, cbit_pos),
         replace(kernel, vmcoreinfo=with_sme_mask(kernel.vmcoreinfo, 0)),
         stripped_mask=1 << cbit_pos,
