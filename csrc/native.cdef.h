@@ -128,3 +128,14 @@ void sk_digest_pages(const void *key, const void *pages, size_t npages, void *ou
 
 /* sk_zero.h */
 size_t sk_zero_runs(const void *pages, size_t npages, uint32_t *runs);
+
+/* sk_pagetype.h */
+struct sk_page_layout {
+	uint32_t nbytes;
+	uint32_t flags, mapping, mapcount, private_data, compound_head, order, dtor;
+	uint64_t lru, has_private, slab, swapcache, swapbacked, head, hwpoison;
+	int32_t buddy_mapcount, offline_mapcount, hugetlb_dtor;
+};
+struct sk_page_block { uint64_t until_pfn; uint8_t type; };
+void sk_page_types(const struct sk_page_layout *layout, uint32_t level, uint64_t pfn, const void *structs,
+                   size_t npages, struct sk_page_block *block, uint8_t *types);
