@@ -92,15 +92,17 @@ class Header:
 class SubHeader:
     """What follows the first block. ``phys_base``: where the kernel's image starts in physical memory, less what its
     link address says; it may be negative. Offsets are of the file; a size of 0 means that there is none.
+    ``dump_level``: what was left out, as in makedumpfile's ``-d``.
     """
 
     phys_base: int
     max_mapnr: int
     vmcoreinfo: tuple[int, int]
     notes: tuple[int, int]
+    dump_level: int = 0
 
     def pack(self) -> bytes:
         """104 bytes."""
         phys_base = self.phys_base & 0xFFFF_FFFF_FFFF_FFFF
         places = (*self.vmcoreinfo, *self.notes, 0, 0)
-        return _SUB_HEADER.pack(phys_base, 0, 0, 0, 0, *places, 0, 0, self.max_mapnr)
+        return _SUB_HEADER.pack(phys_base, self.dump_level, 0, 0, 0, *places, 0, 0, self.max_mapnr)

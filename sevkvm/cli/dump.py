@@ -14,7 +14,7 @@ from sevkvm.cli.dump_report import summary, tell
 from sevkvm.cli.options import GuestSession, guest_options, json_option
 from sevkvm.cli.page_map import page_map
 from sevkvm.cli.progress import progress_bar
-from sevkvm.cli.values import RANGE, SIZE, Range
+from sevkvm.cli.values import LEVEL, RANGE, SIZE, Range
 from sevkvm.errors import EXIT_HOLES
 
 if TYPE_CHECKING:
@@ -72,6 +72,14 @@ if TYPE_CHECKING:
     show_default=True,
     help="Pages that no page table reaches. private, shared: read them so. skip: leave them out.",
 )
+@click.option(
+    "-d",
+    "--exclude",
+    type=LEVEL,
+    metavar="WHAT",
+    help="Leave pages out of --format kdump, by what the guest's kernel says of them: cache, cache-private, user, free "
+    "(with commas), or the sum of 2, 4, 8, 16 for these, as makedumpfile's -d. zero, 1: zeros take no room anyway.",
+)
 @click.option("--live", is_flag=True, help="Let the guest run meanwhile: not one moment in time.")
 @click.option(
     "--split", type=SIZE, metavar="SIZE", help="FILE.000, FILE.001, ... of this size; cat joins them."
@@ -103,6 +111,7 @@ def command(
     gva: Range | None,
     cbit: str,
     unmapped: str,
+    exclude: int | None,
     live: bool,
     split: int | None,
     sha256: bool,
@@ -121,7 +130,7 @@ def command(
     kdump leaves out ROM above all RAM, unless --gpa asks for it.
     --json prints a summary on stdout, or on stderr with -o -.
     """
-    from sevkvm.dump import CbitMode, DumpFormat, DumpOptions, Unmapped, check, dump_guest
+    from sevkvm.dump import CbitMode, DumpFormat, DumpOptions, Exclude, Unmapped, check, dump_guest
 
     if gpa and gva:
         raise click.UsageError("--gpa and --gva exclude each other", click.get_current_context())
@@ -140,6 +149,7 @@ def command(
         compress=compress,
         cbit=CbitMode(cbit),
         unmapped=Unmapped(unmapped),
+        exclude=Exclude(exclude or 0),
     )
     mapped = None if pagemap is None else pagemap_target(pagemap, output, force=force, gva=gva is not None)
     check(options, beside.target)

@@ -98,6 +98,7 @@ def options_json(options: DumpOptions) -> dict[str, Any]:
         "cbit": options.cbit.value,
         "unmapped": options.unmapped.value,
         "live": options.live,
+        "exclude": int(options.exclude),
     }
 
 

@@ -53,6 +53,11 @@ def tell(result: DumpResult, pages: PageMap, output: str, space: str) -> None:
     if left_out:
         zeros = " (the file shows zeros there)" if result.format.value in ("raw", "padded") else ""
         end += f", {size(left_out)} left out that no page table reaches{zeros}"
+    if result.excluded:
+        named = ", ".join(
+            f"{name.replace('_', '-')} {size(nbytes)}" for name, nbytes in result.excluded.items()
+        )
+        end += f"; excluded: {named}"
     say(f"{where}: {size(result.copied_nbytes)} of guest memory in {len(result.ranges)} ranges{end}")
 
 
@@ -89,6 +94,7 @@ def summary(result: DumpResult, pages: PageMap, output: str, space: str) -> dict
         "stripped_tables": result.cbit.tables,
         "vmcoreinfo": result.osrelease,
         "vmcoreinfo_missing": result.vmcoreinfo_missing,
+        "excluded": result.excluded,
         "pages": {kind.name.lower(): nbytes for kind, nbytes in pages.totals().items()}
         if space == "gpa"
         else None,

@@ -16,6 +16,7 @@ else:
 
 ADDRESS_END = 1 << 64
 MOST_SECONDS = 3600
+_LEVELS = {"zero": 1, "cache": 2, "cache-private": 4, "user": 8, "free": 16}
 _UNITS = {"K": 10, "M": 20, "G": 30, "T": 40}
 
 
@@ -142,7 +143,24 @@ class _RangeType(AnyType):
             self.fail(str(error), param, ctx)
 
 
+class _LevelType(IntType):
+    name = "level"
+
+    def convert(self, value: str | int, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        if value.isdecimal() and value.isascii() and int(value) < 2 * _LEVELS["free"]:
+            return int(value)
+        level = 0
+        for name in value.split(","):
+            if name not in _LEVELS:
+                self.fail(f"'{name}' is none of {', '.join(_LEVELS)}, and no number up to 31", param, ctx)
+            level |= _LEVELS[name]
+        return level
+
+
 ADDRESS = _AddressType()
+LEVEL = _LevelType()
 RANGE = _RangeType()
 SECONDS = _SecondsType()
 SIZE = _SizeType()

@@ -4,7 +4,7 @@ from sevkvm.dump.cbit import CbitOutcome
 from sevkvm.dump.digest import DigestTarget
 from sevkvm.dump.job import DumpResult, dump_guest
 from sevkvm.dump.kernel import KernelFacts, kernel_facts
-from sevkvm.dump.options import CbitMode, DumpOptions, check
+from sevkvm.dump.options import CbitMode, DumpOptions, Exclude, check
 from sevkvm.dump.output import Target, prepare
 from sevkvm.dump.pieces import Hole, HoleReason
 from sevkvm.dump.plan import DumpFormat
@@ -18,6 +18,7 @@ __all__ = [
     "DumpFormat",
     "DumpOptions",
     "DumpResult",
+    "Exclude",
     "Hole",
     "HoleReason",
     "KernelFacts",

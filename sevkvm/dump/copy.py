@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sevkvm import native
 from sevkvm.abi import x86
 from sevkvm.dump.pieces import Hole, HoleReason, Piece
-from sevkvm.dump.reader import PageMap, PageReader
+from sevkvm.dump.reader import EXCLUDED, PageMap, PageReader
 
 if TYPE_CHECKING:
     from sevkvm.dump.intake import Intake
@@ -42,23 +42,27 @@ class Copier:
     def _copy_piece(self, piece: Piece) -> None:
         at = piece.gpa
         to_address = piece.address - piece.gpa
-        for gpa, nbytes, private in self._runs(piece):
+        for gpa, nbytes, private, kind in self._runs(piece):
             if gpa > at:
                 self._hole(at + to_address, gpa - at, HoleReason.SKIPPED)
-            self._copy_run(gpa, gpa + nbytes, private, to_address)
+            if kind == EXCLUDED:
+                self._intake.lose(nbytes)
+                self._advance(nbytes)
+            else:
+                self._copy_run(gpa, gpa + nbytes, private, to_address)
             at = gpa + nbytes
         if at < piece.gpa + piece.nbytes:
             self._hole(at + to_address, piece.gpa + piece.nbytes - at, HoleReason.SKIPPED)
 
-    def _runs(self, piece: Piece) -> Iterator[tuple[int, int, bool]]:
+    def _runs(self, piece: Piece) -> Iterator[tuple[int, int, bool, str]]:
         if piece.private is not None:
-            yield piece.gpa, piece.nbytes, piece.private
+            yield piece.gpa, piece.nbytes, piece.private, ""
             return
         end = piece.gpa + piece.nbytes
-        for gpa, nbytes, private, _kind in self._page_map.runs(piece.gpa, end):
+        for gpa, nbytes, private, kind in self._page_map.runs(piece.gpa, end):
             start, stop = max(gpa, piece.gpa), min(gpa + nbytes, end)
             if start < stop:
-                yield start, stop - start, private
+                yield start, stop - start, private, kind
 
     def _copy_run(self, gpa: int, end: int, private: bool, to_address: int) -> None:
         reader = self._reader

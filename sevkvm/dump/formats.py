@@ -58,7 +58,9 @@ def make_writer(options: DumpOptions, contents: Contents) -> Writer:
     file_format, pieces, holes = options.format, contents.pieces, contents.holes
     if file_format is DumpFormat.KDUMP:
         states, codec = contents.states, find_codec(options.compress)
-        return KdumpWriter(pieces, holes, core_notes(states), len(states), contents.kernel, codec)
+        return KdumpWriter(
+            pieces, holes, core_notes(states), len(states), contents.kernel, codec, options.exclude
+        )
     if file_format is DumpFormat.ELF:
         notes = core_notes(contents.states, contents.kernel.vmcoreinfo)
         return ElfWriter(pieces, holes, notes, contents.alias_mask)

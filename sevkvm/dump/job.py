@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sevkvm import errors
 from sevkvm.dump.cbit import CbitOutcome, cbit_view
 from sevkvm.dump.copy import Copier, Progress
+from sevkvm.dump.exclude import excluding
 from sevkvm.dump.formats import Contents, make_writer
 from sevkvm.dump.kernel import KernelFacts, find_kernel_facts
 from sevkvm.dump.options import WITH_REGISTERS, WITH_VMCOREINFO, CbitMode, DumpOptions, check
@@ -28,7 +29,8 @@ class DumpResult:
     """What the file holds. ``ranges`` are as planned, with their place in the file; ``holes`` what is missing.
 
     registers_missing: why an ELF file has no registers, or None. cbit: what became of it. osrelease: of the kernel
-    whose VMCOREINFO note is in the file, or None; then vmcoreinfo_missing may tell why.
+    whose VMCOREINFO note is in the file, or None; then vmcoreinfo_missing may tell why. excluded: bytes left out
+    on purpose, by what they were: ``cache``, ``cache_private``, ``user``, ``free``, ``bad`` (broken memory).
     """
 
     format: DumpFormat
@@ -42,6 +44,7 @@ class DumpResult:
     cbit: CbitOutcome
     osrelease: str | None
     vmcoreinfo_missing: str | None
+    excluded: dict[str, int]
 
     @property
     def complete(self) -> bool:
@@ -71,12 +74,13 @@ def dump_guest(
             page_map = SharedUnmapped(page_map)
         states, registers_missing = _registers(guest, options.format)
         view = cbit_view(guest, kernel or _kernel(guest, options), options)
+        excluding_map = excluding(guest, view.kernel, options.exclude, pieces, page_map)
         writer = make_writer(
             options, Contents(pieces, holes, start, end, view.registers(states), view.kernel, view.alias_mask)
         )
         with target.open(writer.layout.nbytes) as sink:
             with closing(writer.begin(sink)) as intake:
-                copier = Copier(view.memory, page_map, intake, progress)
+                copier = Copier(view.memory, excluding_map, intake, progress)
                 copier.copy(writer.layout)
                 lost = writer.finish(sink, copier.holes)
             file_nbytes = sink.offset
@@ -92,6 +96,7 @@ def dump_guest(
         view.outcome,
         view.kernel.osrelease if options.format in WITH_VMCOREINFO else None,
         view.kernel.missing if options.format in WITH_VMCOREINFO else None,
+        excluding_map.nbytes_by_type,
     )
 
 

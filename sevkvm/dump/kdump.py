@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from sevkvm.abi import elf, kdump
 from sevkvm.dump.kdump_body import KdumpBody
 from sevkvm.dump.kdump_plan import PAGE, kdump_layout, kdump_plan, ram_bitmap
+from sevkvm.dump.options import Exclude
 from sevkvm.dump.pagework import Batch, PageWork
 from sevkvm.dump.pipeline import Pipeline
 
@@ -35,6 +36,7 @@ class KdumpWriter:
         nr_cpus: int,
         kernel: KernelFacts,
         codec: Codec,
+        exclude: Exclude = Exclude.NOTHING,
     ) -> None:
         if kernel.vmcoreinfo:
             notes += elf.pack_note(b"VMCOREINFO", 0, kernel.vmcoreinfo)
@@ -45,6 +47,7 @@ class KdumpWriter:
         self._nr_cpus = nr_cpus
         self._kernel = kernel
         self._codec = codec
+        self._exclude = exclude
         self._intake: KdumpIntake | None = None
 
     def begin(self, sink: Sink) -> KdumpIntake:
@@ -68,6 +71,7 @@ class KdumpWriter:
             if text_offset >= 0
             else (0, 0),
             notes=(plan.notes_offset, len(self._notes)) if self._notes else (0, 0),
+            dump_level=int(self._exclude),
         )
         sink.write(header.pack() + sub_header.pack() + self._notes)
         sink.skip(plan.bitmaps_offset - sink.offset)

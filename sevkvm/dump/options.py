@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, IntFlag
 from typing import TYPE_CHECKING
 
 from sevkvm import errors
@@ -33,12 +33,29 @@ class CbitMode(str, Enum):
     ALIAS = "alias"
 
 
+class Exclude(IntFlag):
+    """What to leave out; the numbers are those of makedumpfile's dump levels.
+
+    ZERO: pages of zeros, which share one page of the file as makedumpfile's do, asked for or not. CACHE: of files,
+    without data of a file system's own; CACHE_PRIVATE: all of the cache. USER: memory of processes that is no file's.
+    FREE: what nobody uses.
+    """
+
+    NOTHING = 0
+    ZERO = 1
+    CACHE = 2
+    CACHE_PRIVATE = 4
+    USER = 8
+    FREE = 16
+
+
 @dataclass(frozen=True)
 class DumpOptions:
     """What to dump. ``gpa`` or ``gva`` is a half-open range; neither means all guest memory.
 
     live: let the vCPUs run meanwhile; the file then shows no single moment. compress: a name of ``codec.NAMES``, for
-    the formats that compress. unmapped: what becomes of pages that no page table reaches.
+    the formats that compress. unmapped: what becomes of pages that no page table reaches. exclude:
+    what to leave out of kdump files, by the kernel's own word.
     """
 
     format: DumpFormat = DumpFormat.RAW
@@ -48,6 +65,7 @@ class DumpOptions:
     compress: str = "zlib"
     cbit: CbitMode = CbitMode.AUTO
     unmapped: Unmapped = Unmapped.PRIVATE
+    exclude: Exclude = Exclude.NOTHING
 
 
 def check(options: DumpOptions, target: Target) -> None:
@@ -73,7 +91,14 @@ def check(options: DumpOptions, target: Target) -> None:
             f"--format {name} cannot show memory twice, as --cbit alias does",
             help="use --format elf, or --cbit strip",
         )
+    if options.exclude & ~Exclude.ZERO and options.live:
+        raise errors.UsageError(
+            "--exclude and --live exclude each other: what pages are used for changes meanwhile",
+            help="name only zero, or let makedumpfile filter the dump",
+        )
     if options.format is not DumpFormat.KDUMP:
+        if options.exclude:
+            raise errors.UsageError(f"--format {name} has all pages", help="--exclude is for --format kdump")
         return
     find_codec(options.compress)
     if not target.seekable:

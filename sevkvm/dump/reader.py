@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 PAGE = x86.PAGE_NBYTES
 MAX_PROBE_STEP = 64 * PAGE  # an unreadable gigabyte costs about 4,100 failing reads, not 262,144
 
+EXCLUDED = "excluded"
+"""The kind of a run of a PageMap that is left out on purpose: no loss."""
+
 
 class Memory(Protocol):
     """Guest-physical reading, under the short-read rule of ``sevkvm.memory.source``."""

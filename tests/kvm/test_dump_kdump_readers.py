@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from sevkvm.lab.sealed import PlainLinux
+from tests.support.kdumpread import KdumpFile, dumped_pfns
 from tests.support.libkdumpfile import digests, read_kdump
 from tests.support.linux import require_sealed_linux
 from tests.support.qemu import QemuVmm, require_kvm_qemu
@@ -95,6 +96,25 @@ def test_makedumpfile_filters_it_again(vmm, tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert 0 < smaller.stat().st_size < core.stat().st_size
+
+
+@pytest.mark.parametrize("level", ["cache", "cache-private", "user", "free", "31"])
+def test_makedumpfile_leaves_out_the_same_pages(vmm, tmp_path, level):
+    """Each of its levels by itself, and all together."""
+    if not shutil.which("makedumpfile"):
+        pytest.skip("no makedumpfile")
+    full, ours, theirs = tmp_path / "full", tmp_path / "ours", tmp_path / "theirs"
+    number = {"cache": "2", "cache-private": "4", "user": "8", "free": "16"}.get(level, level)
+    sevkvm_dump(vmm, "--format", "kdump", "-o", str(full))
+    sevkvm_dump(vmm, "--format", "kdump", "--exclude", level, "-o", str(ours))
+    done = subprocess.run(
+        ["makedumpfile", "-c", "-d", number, str(full), str(theirs)], capture_output=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    everything, kept = KdumpFile(full), KdumpFile(ours)
+    assert kept.dumped == dumped_pfns(theirs)
+    assert 0 < len(kept.dumped) < len(everything.dumped)
+    assert all(page[0] == everything.pages[pfn][0] for pfn, page in kept.pages.items())
 
 
 def test_a_pipe_and_virtual_addresses_are_refused_before_attaching(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -111,3 +112,9 @@ def test_kdump_files_hold_the_pages_of_the_raw_dump(linux: SealedLinux, vmm: Qem
                 assert (int.from_bytes(kept, "little") ^ int.from_bytes(page, "little")) & ~cbits == 0
                 changed += 1
         assert bool(changed) == (cbit == "strip")
+    filtered = ["--format", "kdump", "--exclude", "31", "--json", "-o", str(tmp_path / "filtered")]
+    told = json.loads(sevkvm("dump", vmm, linux, *filtered))
+    few = KdumpFile(tmp_path / "filtered")
+    assert told["complete"]
+    assert sum(told["excluded"].values()) == 4096 * (len(file.dumped) - len(few.dumped)) > 64 << 20
+    assert all(few.pages[pfn][0] == file.pages[pfn][0] for pfn in few.dumped)  # file: the stripped one

@@ -57,7 +57,7 @@ class KdumpFile:
         nbytes = bitmap_blocks * PAGE // 2
         assert (max_mapnr + 7) // 8 <= nbytes < (max_mapnr + 7) // 8 + PAGE
         self.ram = self.bits(bitmaps, nbytes)
-        dumped = self.bits(bitmaps + nbytes, nbytes)
+        self.dumped = dumped = self.bits(bitmaps + nbytes, nbytes)
         assert set(dumped) <= set(self.ram)
         descs = bitmaps + bitmap_blocks * PAGE
         self.data_offset = -(-(descs + 24 * len(self.ram)) // PAGE) * PAGE
@@ -78,3 +78,12 @@ class KdumpFile:
         page = DECOMPRESS[flags](self.data[offset : offset + size])
         assert len(page) == PAGE
         return page, offset, flags
+
+
+def dumped_pfns(path: Path) -> list[int]:
+    """The pfns of the second bitmap, of a file by anybody: its pages are not looked at."""
+    file = KdumpFile.__new__(KdumpFile)
+    file.data = path.read_bytes()
+    _, _, sub_blocks, bitmap_blocks, _ = struct.unpack_from("<5I", file.data, 424)
+    nbytes = bitmap_blocks * PAGE // 2
+    return file.bits((1 + sub_blocks) * PAGE + nbytes, nbytes)
