@@ -14,11 +14,14 @@ TABLE_ENTRIES: Final = 512
 MAX_PHYS_BIT: Final = 52  # an entry's address field ends at bit 51
 
 CR0_PE: Final = 1 << 0
+CR0_WP: Final = 1 << 16
 CR0_PG: Final = 1 << 31
 CR4_PSE: Final = 1 << 4
 CR4_PAE: Final = 1 << 5
 CR4_LA57: Final = 1 << 12
 CR4_PCIDE: Final = 1 << 17
+CR4_SMEP: Final = 1 << 20
+CR4_SMAP: Final = 1 << 21
 EFER_LME: Final = 1 << 8
 EFER_LMA: Final = 1 << 10
 EFER_NXE: Final = 1 << 11

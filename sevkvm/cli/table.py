@@ -26,6 +26,7 @@ COMMANDS = {
     "list": Entry("list", "the KVM guests of this host, and which may be debugged", GUESTS),
     "status": Entry("status", "what protects a guest; its policy, state, C-bit, memory slots", GUESTS),
     "verify": Entry("verify", "prove that memory is encrypted, for a CI pipeline to gate on", GUESTS),
+    "audit": Entry("audit", "what its page tables and registers leave open, with evidence; SARIF", GUESTS),
     "policy": Entry("policy", "explain the bits of a guest policy, or make one", GUESTS),
     "doctor": Entry("doctor", "can this host and this guest be looked into; what to do if not", GUESTS),
     "regs": Entry("regs", "registers of its vCPUs", MEMORY),
