@@ -19,6 +19,7 @@ from sevkvm.vcpu import VcpuState, paging_mode, root_gpa
 
 if TYPE_CHECKING:
     from sevkvm.abi.kvm import Regs, Sregs
+    from sevkvm.abi.kvmstate import MoreState
     from sevkvm.dumpfile import DumpContents
     from sevkvm.linux.finder import KernelFinder
     from sevkvm.linux.vmcoreinfo import VmcoreInfo
@@ -64,6 +65,10 @@ class Vcpu(Protocol):
 
     def get_msr(self, msr: int) -> int | None:
         """A model-specific register; None where nobody tells it."""
+        ...
+
+    def get_more(self) -> MoreState | None:
+        """FPU, debug registers and the like; None where nobody tells any."""
         ...
 
 
@@ -172,6 +177,20 @@ class Guest:
                 for vcpu in self._parts.vcpus
             ]
         return self._states
+
+    @property
+    def default_vcpu(self) -> int | None:
+        """The vCPU that the user chose (``--vcpu``), or None for the first."""
+        return self._parts.vcpu
+
+    def more_state(self, vcpu: int) -> MoreState | None:
+        """What else is known of a vCPU: FPU, debug registers and the like; None of a dump.
+
+        Ask ``registers()`` first: it raises where none of this can be known.
+        """
+        self.memory.settle()
+        with self.held():
+            return next((each.get_more() for each in self._parts.vcpus if each.index == vcpu), None)
 
     # ---- virtual addresses
 

@@ -69,6 +69,9 @@ class FileVcpu:
         """The one that a QEMU note can have."""
         return self._told.kernel_gs_base if msr == MSR_KERNEL_GS_BASE else None
 
+    def get_more(self) -> None:
+        """No dump tells."""
+
 
 @contextmanager
 def open_dump(

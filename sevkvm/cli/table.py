@@ -33,6 +33,7 @@ COMMANDS = {
     "translate": Entry("translate", "where virtual addresses go, by its page tables", MEMORY),
     "tlb": Entry("tlb", "every page that its page tables map, as QEMU's info tlb", MEMORY),
     "mem": Entry("mem", "what they map as runs, as QEMU's info mem", MEMORY),
+    "monitor": Entry("monitor", "the commands of QEMU's monitor: a console, or for scripts", MEMORY),
     "x": Entry("x", "print virtual memory, as QEMU's monitor does", MEMORY),
     "xp": Entry("xp", "print physical memory, as QEMU's monitor does", MEMORY),
     "write": Entry("write", "change its memory, and print what was there", MEMORY),

@@ -6,16 +6,18 @@ Sources: Linux virt/kvm/kvm_main.c, arch/x86/kvm/x86.c, arch/x86/kvm/svm/sev.c (
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from sevkvm import errors
 from sevkvm.abi import kvm as abi
-from sevkvm.abi import sev
+from sevkvm.abi import kvmstate, sev
 from sevkvm.host.port import IoctlPort
 
 _DATA_OFFSET: Final = 64  # of the second struct in the args area, behind struct kvm_sev_cmd
 _CPUID_ROOM: Final = 256
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,40 @@ class VcpuFd:
         if self.port.ioctl(self.fd, abi.KVM_GET_MSRS, self.port.args_hva) < 1:
             return None
         return abi.unpack_msr(self.port.read(self.port.args_hva, len(preset)))
+
+    def get_fpu(self) -> kvmstate.Fpu:
+        """KVM_GET_XSAVE: x87 and vector registers."""
+        return kvmstate.Fpu.unpack(self._get(abi.KVM_GET_XSAVE, abi.request_nbytes(abi.KVM_GET_XSAVE)))
+
+    def get_debugregs(self) -> kvmstate.DebugRegs:
+        """KVM_GET_DEBUGREGS: as the guest has them."""
+        nbytes = abi.request_nbytes(abi.KVM_GET_DEBUGREGS)
+        return kvmstate.DebugRegs.unpack(self._get(abi.KVM_GET_DEBUGREGS, nbytes))
+
+    def get_vcpu_events(self) -> tuple[bool | None, bool | None]:
+        """KVM_GET_VCPU_EVENTS: (interrupt shadow, in SMM)."""
+        nbytes = abi.request_nbytes(abi.KVM_GET_VCPU_EVENTS)
+        return kvmstate.unpack_events(self._get(abi.KVM_GET_VCPU_EVENTS, nbytes))
+
+    def get_halted(self) -> bool:
+        """KVM_GET_MP_STATE. An INIT or SIPI that waits is taken by it, as the next KVM_RUN would."""
+        nbytes = abi.request_nbytes(abi.KVM_GET_MP_STATE)
+        return kvmstate.unpack_halted(self._get(abi.KVM_GET_MP_STATE, nbytes))
+
+    def get_xcr0(self) -> int | None:
+        """KVM_GET_XCRS: XCR0."""
+        return kvmstate.unpack_xcr0(self._get(abi.KVM_GET_XCRS, abi.request_nbytes(abi.KVM_GET_XCRS)))
+
+    def get_more(self) -> kvmstate.MoreState:
+        """All of these; None for each that this KVM does not tell."""
+        events = _told(self.get_vcpu_events) or (None, None)
+        return kvmstate.MoreState(
+            _told(self.get_fpu),
+            _told(self.get_debugregs),
+            *events,
+            _told(self.get_halted),
+            _told(self.get_xcr0),
+        )
 
     def get_cpuid2(self) -> list[abi.CpuidEntry]:
         """KVM_GET_CPUID2: what the guest sees; empty if the VMM set nothing."""
@@ -131,6 +167,13 @@ class VmFd:
                     name, status, sev.fw_status_name(status), help=sev.fw_status_help(status)
                 ) from error
             raise errors.IoctlError(name, error.errno, help=_SEV_OP_HELP.get(error.errno)) from error
+
+
+def _told(ask: Callable[[], _T]) -> _T | None:
+    try:
+        return ask()
+    except errors.IoctlError:
+        return None
 
 
 def _pack_dbg(src_hva: int, dst_hva: int, nbytes: int) -> bytes:
