@@ -1,0 +1,215 @@
+"""Clients of the gdb server as they should not be: slow, silent, hostile; and where it listens."""
+
+from __future__ import annotations
+
+import socket
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from sevkvm import errors
+from sevkvm.gdbserver.alone import AloneTarget
+from sevkvm.gdbserver.listen import TcpAddress, UnixAddress, listening, parse_address
+from sevkvm.gdbserver.packet import frame
+from sevkvm.gdbserver.server import Limits, Server
+from sevkvm.gdbserver.session import Session
+from tests.support.gdbguest import Holder, make_guest
+
+PATIENCE = 20.0
+Start = Callable[[Limits], str]
+
+
+@pytest.fixture
+def holder() -> Holder:
+    return Holder()
+
+
+@pytest.fixture
+def start(holder: Holder, tmp_path: Path) -> Iterator[Start]:
+    """Serves in a thread until the test ends: what the client sees is all that counts."""
+    ended = threading.Event()
+    threads = []
+    guest = make_guest(holder)
+
+    def run(limits: Limits) -> str:
+        address = UnixAddress(str(tmp_path / "sock"))
+        bound = threading.Event()
+
+        def serve() -> None:
+            with listening(address) as (listener, _), suppress(errors.TargetGone):
+                bound.set()
+                Server(
+                    listener,
+                    lambda: Session(AloneTarget(guest)),
+                    limits=limits,
+                    say=holder.told.append,
+                    alive=lambda: not ended.is_set(),
+                ).serve()
+
+        threads.append(threading.Thread(target=serve, daemon=True))
+        threads[-1].start()
+        assert bound.wait(PATIENCE)
+        return address.path
+
+    yield run
+    ended.set()
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    assert not holder.held
+
+
+def connect(path: str) -> socket.socket:
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    client.settimeout(PATIENCE)
+    client.connect(path)
+    return client
+
+
+def rest(client: socket.socket) -> bytes:
+    """Everything until the server hangs up."""
+    said = b""
+    with suppress(ConnectionResetError):
+        while data := client.recv(1 << 16):
+            said += data
+    return said
+
+
+def test_a_client_that_takes_no_answer(start: Start, holder: Holder) -> None:
+    path = start(Limits(send=0.1))
+    with connect(path) as client:
+        client.sendall(frame(b"QStartNoAckMode"))
+        client.settimeout(PATIENCE)
+        with suppress(ConnectionError):
+            client.sendall(frame(b"m0,7ff0") * 20_000)  # ends, since the server does not wait for ever
+    with connect(path) as client:  # the next one is served
+        client.sendall(frame(b"?"))
+        assert client.recv(1) == b"+"
+    assert holder.told == ["client dropped: it took no answer for 0.1 s"]
+
+
+def test_a_client_that_says_nothing(start: Start, holder: Holder) -> None:
+    path = start(Limits(first_packet=0.05))
+    for silence in (b"", b"+", b"$qSupp"):
+        with connect(path) as client:
+            client.sendall(silence)
+            assert rest(client) == b""
+    assert holder.holds == 0
+    assert holder.told == ["client dropped: it said nothing for 0.05 s"] * 3
+
+
+@pytest.mark.parametrize("hostile", [b"GET / HTTP/1.1\r\n\r\n$?#3f", b"$" + b"a" * (1 << 17), b"\xff"])
+def test_what_is_not_gdb_stops_nothing(start: Start, holder: Holder, hostile: bytes) -> None:
+    with connect(start(Limits())) as client:
+        with suppress(ConnectionError):
+            client.sendall(hostile)
+        assert rest(client) == b""
+    assert holder.holds == 0
+
+
+def test_bad_checksums_are_refused_and_counted(start: Start, holder: Holder) -> None:
+    with connect(start(Limits())) as client:
+        client.sendall(b"$?#00" * 100)
+        assert rest(client) == b"-" * 16
+    assert holder.holds == 0
+
+
+def test_a_client_that_understands_nothing(start: Start, holder: Holder) -> None:
+    with connect(start(Limits())) as client:
+        client.sendall(frame(b"?") + b"-" * 100)
+        answer = frame(b"T05thread:1;")
+        assert rest(client) == b"+" + answer * 6
+
+
+def test_a_stop_has_an_end_for_a_busy_client_too(start: Start, holder: Holder) -> None:
+    with connect(start(Limits(stop=0.2))) as client:
+        client.sendall(frame(b"QStartNoAckMode"))
+
+        def chatter() -> None:
+            with suppress(OSError):
+                while True:
+                    client.sendall(frame(b"qC") * 100)
+
+        thread = threading.Thread(target=chatter, daemon=True)
+        thread.start()
+        assert rest(client).endswith(frame(b"QC1"))
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    assert holder.told == ["client dropped: the guest stood still for 0.2 s (--max-stop)"]
+
+
+def test_running_does_not_count_as_a_stop(start: Start, holder: Holder) -> None:
+    with connect(start(Limits(stop=0.2))) as client:
+        client.sendall(frame(b"QStartNoAckMode") + frame(b"c"))
+        client.settimeout(0.6)
+        with pytest.raises(TimeoutError):
+            rest(client)
+        client.settimeout(PATIENCE)
+        client.sendall(b"\x03")
+        assert client.recv(100) == frame(b"T02thread:1;")
+
+
+def test_a_socket_is_its_owners_alone_and_goes(tmp_path: Path) -> None:
+    path = tmp_path / "sock"
+    for _ in range(2):
+        with listening(UnixAddress(str(path))):
+            mode = path.stat().st_mode
+            assert stat.S_ISSOCK(mode)
+            assert stat.S_IMODE(mode) == 0o600
+            with pytest.raises(errors.UsageError, match="in use"), listening(UnixAddress(str(path))):
+                pass
+        assert not path.exists()
+        left = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        left.bind(str(path))  # as one that was killed leaves it
+        left.close()
+
+
+def test_no_file_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("precious")
+    with pytest.raises(errors.UsageError, match="cannot listen"), listening(UnixAddress(str(path))):
+        pass
+    assert path.read_text() == "precious"
+    with pytest.raises(errors.UsageError, match="too long"), listening(UnixAddress("/" + "a" * 200)):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "for_gdb"),
+    [
+        ("unix:/run/x", UnixAddress("/run/x"), "/run/x"),
+        ("unix:x", UnixAddress("x"), "./x"),
+        ("tcp:127.0.0.1:1234", TcpAddress("127.0.0.1", 1234), "127.0.0.1:1234"),
+        ("tcp:localhost:0", TcpAddress("127.0.0.1", 0), "127.0.0.1:0"),
+        ("tcp:[::1]:1", TcpAddress("::1", 1), "[::1]:1"),
+    ],
+)
+def test_addresses(text: str, address: object, for_gdb: str) -> None:
+    found = parse_address(text)
+    assert found == address
+    assert found.for_gdb == for_gdb
+
+
+@pytest.mark.parametrize(
+    "text", ["", "unix:", "tcp:1234", "tcp::1234", "tcp:host:1", "tcp:127.0.0.1:65536", "x:1:2"]
+)
+def test_no_addresses(text: str) -> None:
+    with pytest.raises(errors.UsageError):
+        parse_address(text, anywhere=True)
+
+
+def test_others_are_not_let_in_unless_told() -> None:
+    for text in ("tcp:0.0.0.0:1", "tcp:192.0.2.1:1", "tcp:[::]:1"):
+        with pytest.raises(errors.UsageError, match="whoever can reach"):
+            parse_address(text)
+        assert str(parse_address(text, anywhere=True)) == text
+
+
+def test_tcp_tells_the_port_it_got() -> None:
+    with listening(TcpAddress("127.0.0.1", 0)) as (listener, address):
+        assert isinstance(address, TcpAddress)
+        assert address.port == listener.getsockname()[1] != 0
