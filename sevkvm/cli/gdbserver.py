@@ -1,0 +1,107 @@
+"""``sevkvm gdbserver``: gdb on a guest."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import click
+
+from sevkvm.cli.command import command as sevkvm_command
+from sevkvm.cli.options import GuestSession, guest_options
+from sevkvm.cli.run import say, warn
+from sevkvm.cli.values import SECONDS
+from sevkvm.errors import RegistersUnavailable, SevKvmError
+
+if TYPE_CHECKING:
+    from sevkvm.gdbserver.session import Session
+    from sevkvm.guest import Guest
+
+
+@sevkvm_command(
+    "gdbserver",
+    examples="""
+    sevkvm gdbserver --pid 4242 --qmp /run/vm.qmp --listen unix:/run/vm.gdb
+    gdb vmlinux -ex 'target remote /run/vm.gdb'
+    # let the guest run on after 20 seconds, whatever gdb does
+    sevkvm gdbserver --pid 4242 --max-stop 20 --listen tcp:127.0.0.1:1234
+    # a dump
+    sevkvm gdbserver --file guest.core
+    """,
+)
+@click.option(
+    "--listen",
+    metavar="ADDRESS",
+    help="unix:PATH (mode 0600) or tcp:127.0.0.1:PORT, 0 for any port; unix:sevkvm-gdb-PID.sock if left out.",
+)
+@click.option("--listen-anywhere", is_flag=True, help="Allow TCP addresses that others can reach.")
+@click.option(
+    "--max-stop",
+    type=SECONDS,
+    metavar="SECONDS",
+    help="Longest time that the guest may stand still; the client is then dropped.",
+)
+@click.option("--once", is_flag=True, help="End when the first client has left.")
+@guest_options
+def command(
+    session: GuestSession, listen: str | None, listen_anywhere: bool, max_stop: float | None, once: bool
+) -> None:
+    """Serve a guest to gdb: registers and virtual memory of its vCPUs, decrypted, one thread for each vCPU.
+
+    gdb's first packet stops the guest. `continue` lets it run, Ctrl-C stops it again; when gdb detaches or goes away,
+    and when sevkvm ends in whatever way, it runs. Steps, breakpoints and changes are refused: with nobody but sevkvm
+    looking, the VMM would take them for the guest's own doing. `maint packet Qqemu.PhyMemMode:1` makes addresses
+    guest-physical; `monitor x` and `monitor xp` print memory as QEMU does. The address it listens on is printed when
+    gdb may connect (docs/gdb.md).
+    """
+    from sevkvm.gdbserver.listen import UnixAddress, listening, parse_address
+    from sevkvm.gdbserver.server import Limits, Server
+
+    address = parse_address(listen, anywhere=listen_anywhere) if listen else None
+    with session.open() as guest:
+        new_session = partial(_new_session, guest, session.arguments["vcpu"])
+        new_session()  # refuses options that do not fit
+        _prepare(guest)
+        with listening(address or UnixAddress(f"sevkvm-gdb-{guest.pid or guest.name}.sock")) as (
+            listener,
+            got,
+        ):
+            click.echo(got)
+            say(f"connect with: gdb -ex 'target remote {got.for_gdb}'")
+            limits, alive = Limits(stop=max_stop), partial(_alive, guest.pid)
+            Server(listener, new_session, limits=limits, say=warn, alive=alive).serve(once=once)
+
+
+def _alive(pid: int | None) -> bool:
+    """The VMM runs; a dump always does. The first thread of a process that is ending is a zombie."""
+    if pid is None:
+        return True
+    from sevkvm.host import procfs
+
+    try:
+        return procfs.stat(pid).state not in ("Z", "X")
+    except SevKvmError:
+        return False
+
+
+def _new_session(guest: Guest, vcpu: int | None) -> Session:
+    from sevkvm.cli.gdb_monitor import examining
+    from sevkvm.gdbserver.alone import AloneTarget
+    from sevkvm.gdbserver.session import Session
+
+    target = AloneTarget(guest, vcpu)
+    return Session(target, examining(guest), say=warn)
+
+
+def _prepare(guest: Guest) -> None:
+    """Find the kernel's tables of a guest without registers before anybody waits for them."""
+    try:
+        guest.registers()
+    except RegistersUnavailable as unavailable:
+        warn(
+            f"{unavailable.message}; gdb shows them as unavailable, and a made-up rip of 0, which it insists on"
+        )
+        try:
+            guest.paging()
+        except SevKvmError as error:
+            warn(f"virtual addresses cannot be read: {error.message}")
