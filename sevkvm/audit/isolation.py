@@ -51,7 +51,8 @@ def is_isolated(reader: TableReader, form: PagingForm) -> bool:
 def _less(reader: TableReader, form: PagingForm, kernel: bytes, user: bytes, level: int) -> bool:
     """Does ``user`` map less than ``kernel``, and part of it by the same tables?"""
     top = level == form.levels
-    whole, part = _present(kernel, top), _present(user, top)
+    mask = ~(_CHANGING | form.cbit_mask)  # of a table's address the C-bit says nothing
+    whole, part = _present(kernel, top, mask), _present(user, top, mask)
     if part and part.keys() < whole.keys() and any(whole[index] == entry for index, entry in part.items()):
         return True
     if level < 5 or not part.keys() <= whole.keys():
@@ -68,8 +69,8 @@ def _less(reader: TableReader, form: PagingForm, kernel: bytes, user: bytes, lev
     return False
 
 
-def _present(table: bytes, upper: bool) -> dict[int, int]:
-    """Present entries by index, of the upper half alone or all; less what the processor changes."""
+def _present(table: bytes, upper: bool, mask: int) -> dict[int, int]:
+    """Present entries by index, of the upper half alone or all; as much of them as ``mask`` says."""
     entries = enumerate(_TABLE.unpack(table))
     first = x86.TABLE_ENTRIES // 2 if upper else 0
-    return {index: entry & ~_CHANGING for index, entry in entries if entry & x86.PTE_P and index >= first}
+    return {index: entry & mask for index, entry in entries if entry & x86.PTE_P and index >= first}
