@@ -14,7 +14,7 @@ from sevkvm.paging.fetch import fetch_tables
 
 if TYPE_CHECKING:
     from sevkvm.audit.scene import Scene, View
-    from sevkvm.native import TableRun
+    from sevkvm.paging.decoder import TableRun
     from sevkvm.paging.form import PagingForm
 
 TABLES_MAX: Final = 1 << 15

@@ -385,6 +385,13 @@ def test_a_dump_does_not_tell_every_register() -> None:
     assert ("SEVKVM013", "EFER is not known") in [(rule.id, why) for rule, why in report.skipped]
 
 
+def test_a_dump_without_c_bit() -> None:
+    skipped = {rule.id: why for rule, why in found(kernel(None), contents=object()).skipped}
+    assert {skipped[rule] for rule in ENCRYPTED_ONLY} == {
+        "the dump's page tables have no C-bit: a plain guest, or dumped without --cbit keep"
+    }
+
+
 # ---- other modes
 
 

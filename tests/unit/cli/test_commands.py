@@ -33,6 +33,7 @@ GUEST_COMMANDS = [
     ("dump", "-o", "no-such-file"),
     ("tlb",),
     ("mem", "--summary"),
+    ("audit",),
 ]
 
 
