@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class CbitOutcome:
     """What was done: ``mode`` is never AUTO, and None for a guest without a C-bit.
 
-    table_gpas: the table pages that were stripped, ascending. unknown: where more tables may be that were not looked for, and why.
-    fallback: why AUTO did not strip.
+    table_gpas: the table pages that were stripped, ascending. unknown: where more tables may be that were not looked
+    for, and why. fallback: why AUTO did not strip.
     """
 
     mode: CbitMode | None
