@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     sevkvm dump --pid 4242 -o guest.raw
     # an ELF core with registers, for gdb and others
     sevkvm dump --pid 4242 --format elf -o guest.core
+    # the same, with the kernel at its virtual addresses for gdb
+    sevkvm dump --pid 4242 --format elf --virtual -o guest.core
     # small, for crash, drgn and makedumpfile
     sevkvm dump --pid 4242 --format kdump --compress zstd -o guest.kdump
     # the first MiB; the byte at gpa START is the file's first
@@ -80,6 +82,11 @@ if TYPE_CHECKING:
     help="Leave pages out of --format kdump, by what the guest's kernel says of them: cache, cache-private, user, free "
     "(with commas), or the sum of 2, 4, 8, 16 for these, as makedumpfile's -d. zero, 1: zeros take no room anyway.",
 )
+@click.option(
+    "--virtual",
+    is_flag=True,
+    help="Let the headers (elf) show memory at the virtual addresses of the vCPUs, too, as gdb wants them.",
+)
 @click.option("--live", is_flag=True, help="Let the guest run meanwhile: not one moment in time.")
 @click.option(
     "--split", type=SIZE, metavar="SIZE", help="FILE.000, FILE.001, ... of this size; cat joins them."
@@ -112,6 +119,7 @@ def command(
     cbit: str,
     unmapped: str,
     exclude: int | None,
+    virtual: bool,
     live: bool,
     split: int | None,
     sha256: bool,
@@ -150,6 +158,7 @@ def command(
         cbit=CbitMode(cbit),
         unmapped=Unmapped(unmapped),
         exclude=Exclude(exclude or 0),
+        virtual=virtual,
     )
     mapped = None if pagemap is None else pagemap_target(pagemap, output, force=force, gva=gva is not None)
     check(options, beside.target)

@@ -97,6 +97,7 @@ def options_json(options: DumpOptions) -> dict[str, Any]:
         "gva": [hexadecimal(end) for end in options.gva] if options.gva else None,
         "cbit": options.cbit.value,
         "unmapped": options.unmapped.value,
+        "virtual": options.virtual,
         "live": options.live,
         "exclude": int(options.exclude),
     }

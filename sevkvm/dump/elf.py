@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sevkvm.abi import elf
 from sevkvm.dump.intake import Straight
 from sevkvm.dump.plan import SPARE_PHDRS, Layout, Placed, cut, elf_layout, merge_placed, notes_offset
+from sevkvm.dump.views import shown
 
 if TYPE_CHECKING:
     from sevkvm.dump.pieces import Hole, Piece
     from sevkvm.dump.sink import Sink
+    from sevkvm.dump.views import View
 
 
 class ElfWriter:
     """Headers first, as if all could be read; rewritten at the end if some could not and the sink can seek.
 
     alias_mask: not 0: every segment is there a second time with this bit set in its addresses, and the same bytes.
+    views: more segments, with the same bytes again, at virtual addresses.
     """
 
-    def __init__(self, pieces: list[Piece], holes: list[Hole], notes: bytes, alias_mask: int = 0) -> None:
+    def __init__(
+        self,
+        pieces: list[Piece],
+        holes: list[Hole],
+        notes: bytes,
+        alias_mask: int = 0,
+        views: Sequence[View] = (),
+    ) -> None:
         self._aliases = (0, alias_mask) if alias_mask else (0,)
-        self.layout: Layout = elf_layout(pieces, holes, len(notes), copies=len(self._aliases))
+        self._views = views
+        self.layout: Layout = elf_layout(
+            pieces, holes, len(notes), lambda found: len(list(self._loads(found)))
+        )
         self._notes = notes
-        self._nphdrs = 1 + len(self._aliases) * len(merge_placed(self.layout.placed))
+        self._nphdrs = len(self._phdrs((), 0))
         self._notes_offset = notes_offset(self._nphdrs)
 
     def begin(self, sink: Sink) -> Straight:
         """ELF header, program headers, notes."""
-        sink.write(self._headers([]))
+        sink.write(elf.core_headers(self._phdrs(())))
         sink.skip(self._notes_offset - sink.offset)
         sink.write(self._notes)
         return Straight(sink)
@@ -41,19 +55,31 @@ class ElfWriter:
         """
         if not lost:
             return lost
-        room = min(SPARE_PHDRS, elf.MAX_PHDRS - self._nphdrs) // len(self._aliases) if sink.seekable else 0
+        most = min(self._nphdrs + SPARE_PHDRS, elf.MAX_PHDRS)
+        room = min(len(lost), (most - self._nphdrs) // len(self._aliases)) if sink.seekable else 0
         by_size = sorted(lost, key=lambda hole: hole.nbytes, reverse=True)
         left_out = sorted(by_size[:room])
+        # a hole may split every view of it
+        while left_out and len(phdrs := self._phdrs(left_out)) > most:
+            room -= max(1, room // 8)
+            left_out = sorted(by_size[:room])
         if left_out:
-            sink.rewrite(0, self._headers(left_out))
+            sink.rewrite(0, elf.core_headers(phdrs))
         kept_out = set(left_out)
         return [hole if hole in kept_out else replace(hole, zero_filled=True) for hole in lost]
 
-    def _headers(self, lost: list[Hole]) -> bytes:
-        note = elf.Phdr(elf.PT_NOTE, self._notes_offset, 0, 0, len(self._notes))
-        segments = merge_placed(cut(self.layout.placed, lost))
-        loads = [_load(segment, mask) for mask in self._aliases for segment in segments]
-        return elf.core_headers([note, *loads])
+    def _phdrs(self, lost: Sequence[Hole], notes_at: int | None = None) -> list[elf.Phdr]:
+        at = self._notes_offset if notes_at is None else notes_at
+        note = elf.Phdr(elf.PT_NOTE, at, 0, 0, len(self._notes))
+        return [note, *self._loads(merge_placed(cut(self.layout.placed, lost)))]
+
+    def _loads(self, segments: Sequence[Placed]) -> Iterator[elf.Phdr]:
+        # before what stands for itself: gdb takes the first segment that has an address, and a gva may be a gpa, too
+        for view in shown(segments, self._views):
+            yield _load(view, 0)
+        for mask in self._aliases:
+            for segment in segments:
+                yield _load(segment, mask)
 
 
 def _load(segment: Placed, alias_mask: int) -> elf.Phdr:

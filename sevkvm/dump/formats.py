@@ -15,11 +15,14 @@ from sevkvm.dump.plan import DumpFormat, Layout
 from sevkvm.dump.raw import RawWriter
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sevkvm.dump.intake import Intake
     from sevkvm.dump.kernel import KernelFacts
     from sevkvm.dump.options import DumpOptions
     from sevkvm.dump.pieces import Hole, Piece
     from sevkvm.dump.sink import Sink
+    from sevkvm.dump.views import View
     from sevkvm.vcpu import VcpuState
 
 
@@ -41,7 +44,7 @@ class Writer(Protocol):
 class Contents:
     """What a file shall hold: pieces and holes of ``[start, end)``, registers and kernel as far as they are known.
 
-    alias_mask: show memory a second time with this bit in its addresses.
+    alias_mask: show memory a second time with this bit in its addresses. views: the virtual addresses to show it at.
     """
 
     pieces: list[Piece]
@@ -51,6 +54,7 @@ class Contents:
     states: list[VcpuState]
     kernel: KernelFacts
     alias_mask: int = 0
+    views: Sequence[View] = ()
 
 
 def make_writer(options: DumpOptions, contents: Contents) -> Writer:
@@ -63,7 +67,7 @@ def make_writer(options: DumpOptions, contents: Contents) -> Writer:
         )
     if file_format is DumpFormat.ELF:
         notes = core_notes(contents.states, contents.kernel.vmcoreinfo)
-        return ElfWriter(pieces, holes, notes, contents.alias_mask)
+        return ElfWriter(pieces, holes, notes, contents.alias_mask, contents.views)
     if file_format is DumpFormat.LIME:
         return LimeWriter(pieces, holes)
     if file_format is DumpFormat.PADDED:

@@ -16,6 +16,7 @@ from sevkvm.dump.options import WITH_REGISTERS, WITH_VMCOREINFO, CbitMode, DumpO
 from sevkvm.dump.pieces import NO_LOSS, Hole, Piece, physical_pieces, virtual_pieces, whole_ram
 from sevkvm.dump.plan import DumpFormat, Placed, merge_placed
 from sevkvm.dump.unmapped import SharedUnmapped, Unmapped, without_unmapped
+from sevkvm.dump.views import views
 from sevkvm.dump.virtual import mappings
 
 if TYPE_CHECKING:
@@ -75,8 +76,10 @@ def dump_guest(
         states, registers_missing = _registers(guest, options.format)
         view = cbit_view(guest, kernel or _kernel(guest, options), options)
         excluding_map = excluding(guest, view.kernel, options.exclude, pieces, page_map)
+        shown = views(guest, view.kernel) if options.virtual else []
+        states = view.registers(states)
         writer = make_writer(
-            options, Contents(pieces, holes, start, end, view.registers(states), view.kernel, view.alias_mask)
+            options, Contents(pieces, holes, start, end, states, view.kernel, view.alias_mask, shown)
         )
         with target.open(writer.layout.nbytes) as sink:
             with closing(writer.begin(sink)) as intake:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 WITH_REGISTERS = frozenset({DumpFormat.ELF, DumpFormat.KDUMP})
 WITH_VMCOREINFO = WITH_REGISTERS  # made for readers that follow page tables
 WITH_ALIASES = frozenset({DumpFormat.ELF})
+WITH_VIEWS = WITH_ALIASES
 PHYSICAL_ONLY = frozenset({DumpFormat.KDUMP, DumpFormat.LIME, DumpFormat.PADDED})
 
 
@@ -55,7 +56,8 @@ class DumpOptions:
 
     live: let the vCPUs run meanwhile; the file then shows no single moment. compress: a name of ``codec.NAMES``, for
     the formats that compress. unmapped: what becomes of pages that no page table reaches. exclude:
-    what to leave out of kdump files, by the kernel's own word.
+    what to leave out of kdump files, by the kernel's own word. virtual: show all memory
+    at its virtual addresses, too.
     """
 
     format: DumpFormat = DumpFormat.RAW
@@ -66,6 +68,7 @@ class DumpOptions:
     cbit: CbitMode = CbitMode.AUTO
     unmapped: Unmapped = Unmapped.PRIVATE
     exclude: Exclude = Exclude.NOTHING
+    virtual: bool = False
 
 
 def check(options: DumpOptions, target: Target) -> None:
@@ -85,6 +88,11 @@ def check(options: DumpOptions, target: Target) -> None:
         raise errors.UsageError(
             f"--unmapped {options.unmapped.value} and --gva exclude each other",
             help="a dump of virtual addresses has only what page tables map",
+        )
+    if options.virtual and (options.gva is not None or options.format not in WITH_VIEWS):
+        raise errors.UsageError(
+            f"--virtual and {'--gva' if options.gva is not None else f'--format {name}'} exclude each other",
+            help="it adds virtual addresses to a dump of physical memory in --format elf",
         )
     if options.cbit is CbitMode.ALIAS and options.format not in WITH_ALIASES:
         raise errors.UsageError(

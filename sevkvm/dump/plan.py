@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -51,17 +51,22 @@ def raw_layout(pieces: list[Piece], holes: list[Hole], start: int, end: int) -> 
     return Layout(placed, tuple(holes), end - start)
 
 
-def elf_layout(pieces: list[Piece], holes: list[Hole], notes_nbytes: int, copies: int = 1) -> Layout:
+def elf_layout(
+    pieces: list[Piece],
+    holes: list[Hole],
+    notes_nbytes: int,
+    count: Callable[[list[Placed]], int] = len,
+) -> Layout:
     """Headers, spare room for more of them, notes, then pieces one after the other from a page boundary.
 
-    copies: how many program headers each range has.
+    count: how many program headers these ranges, merged, need.
     """
     offset = 0
     placed = []
     for piece in pieces:
         placed.append(Placed(piece, offset))
         offset += piece.nbytes
-    nphdrs = 1 + copies * len(merge_placed(placed))
+    nphdrs = 1 + count(merge_placed(placed))
     if nphdrs > elf.MAX_PHDRS:
         raise errors.UsageError(
             f"{nphdrs} separate ranges are more than an ELF file's program headers can describe",

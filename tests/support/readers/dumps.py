@@ -52,12 +52,22 @@ class Dumps:
         self._directory = directory
         self._made: dict[Path, DumpResult] = {}
 
-    def dump(self, cell: Cell, file_format: DumpFormat = DumpFormat.ELF, *, es: bool = False) -> Path:
-        """The file of a cell; ``es``: of a guest whose registers are encrypted."""
+    def dump(
+        self,
+        cell: Cell,
+        file_format: DumpFormat = DumpFormat.ELF,
+        *,
+        es: bool = False,
+        virtual: bool = False,
+    ) -> Path:
+        """The file of a cell; ``es``: of a guest whose registers are encrypted; ``virtual``: by gva, too."""
         levels, cbit_pos, mode = cell
-        path = self._directory / f"{levels}-{cbit_pos}-{mode}-{'es' if es else 'sev'}.{file_format.value}"
+        path = (
+            self._directory
+            / f"{levels}-{cbit_pos}-{mode}-{'es' if es else 'sev'}{'-v' * virtual}.{file_format.value}"
+        )
         if path not in self._made:
-            options = DumpOptions(file_format, cbit=CbitMode(mode))
+            options = DumpOptions(file_format, cbit=CbitMode(mode), virtual=virtual)
             guest = SealedGuest(sealed(levels, cbit_pos), es=es)
             self._made[path] = dump_guest(guest, options, UniformPages(True), prepare(str(path)))
         return path

@@ -4,6 +4,7 @@ import json
 import types
 
 import pytest
+from elftools.elf.elffile import ELFFile
 
 from sevkvm import errors
 from sevkvm.abi import x86
@@ -454,6 +455,21 @@ def test_dump_of_all_memory(attached, run, tmp_path):
     assert "320 KiB of guest memory in 2 ranges" in result.stderr
 
 
+def test_dump_with_virtual_addresses_shows_the_same_bytes_again(attached, run, tmp_path):
+    out = tmp_path / "core"
+    assert run("dump", "-o", str(out), "--format", "elf", "--virtual").exit_code == 0
+    with out.open("rb") as file:
+        loads = [
+            (each["p_vaddr"], each["p_paddr"], each.data()) for each in ELFFile(file).iter_segments("PT_LOAD")
+        ]
+    physical = sorted(attached.ram.items())
+    assert loads == [
+        *((BASE + gpa, gpa, data) for gpa, data in physical),
+        *((gpa, gpa, data) for gpa, data in physical),
+    ]
+    assert out.stat().st_size < LOW_NBYTES + HIGH_NBYTES + (256 << 10)
+
+
 def test_dump_without_a_scan_takes_all_as_private(attached, run, tmp_path):
     out = tmp_path / "low.raw"
     result = run("dump", "-o", str(out), "--gpa", f"0:{LOW_NBYTES}", "--no-scan", "--json")
@@ -513,6 +529,8 @@ def test_dump_refuses_an_existing_file_before_it_attaches(attached, run, tmp_pat
         ("--gpa", "1M"),
         ("--gpa", "2M:1M"),
         ("--format", "zip"),
+        ("--virtual",),
+        ("--virtual", "--format", "elf", "--gva", "0:1M"),
         ("--unmapped", "zero"),
         ("--unmapped", "skip", "--no-scan"),
         ("--unmapped", "skip", "--gva", "0:1M"),
