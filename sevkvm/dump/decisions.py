@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sevkvm.memory.source import SlotMap
     from sevkvm.pages.pagemap import PageMap
 
-_ALL, _IN, _LOST, _TABLE = 0, 1, 2, 4
+_ALL, _IN, _LOST, _TABLE, _EXCLUDED = 0, 1, 2, 4, 8
 
 
 class ReadAs(str, Enum):
@@ -57,12 +57,13 @@ def _decided(pages: PageMap, slots: SlotMap, result: DumpResult, unmapped: Unmap
         (_ALL, ((0, max((slot.end for slot in slots), default=0)),)),
         (_IN, _inner((placed.piece.gpa, placed.piece.nbytes) for placed in result.ranges)),
         (_LOST, _outer((hole.address, hole.nbytes) for hole in result.holes)),
+        (_EXCLUDED, result.excluded_ranges),
         (_TABLE, ((gpa, gpa + PAGE_NBYTES) for gpa in result.cbit.table_gpas)),
     )
     whole = complete(pages, slots)
     for start, stop, mask in sweep(layers):
         for gpa, end, kind, private in whole.stretches(start, stop):
-            if mask & (_IN | _LOST) != _IN:
+            if mask & (_IN | _LOST | _EXCLUDED) != _IN:
                 read_as = ReadAs.NONE
             elif mask & _TABLE or (kind is PageKind.TABLE and private):
                 read_as = ReadAs.TABLE

@@ -37,6 +37,11 @@ class ExcludingMap:
             else:
                 self._spans.append((gpa, gpa + nbytes))
 
+    @property
+    def ranges(self) -> tuple[tuple[int, int], ...]:
+        """``(gpa, end)`` of what is excluded, ascending, neighbours as one."""
+        return tuple(self._spans)
+
     def runs(self, start: int, end: int) -> Iterator[tuple[int, int, bool, str]]:
         """As PageMap's; nothing of an excluded page is in a run of another kind."""
         for gpa, nbytes, private, kind in self._page_map.runs(start, end):

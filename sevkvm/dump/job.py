@@ -31,7 +31,8 @@ class DumpResult:
 
     registers_missing: why an ELF file has no registers, or None. cbit: what became of it. osrelease: of the kernel
     whose VMCOREINFO note is in the file, or None; then vmcoreinfo_missing may tell why. excluded: bytes left out
-    on purpose, by what they were: ``cache``, ``cache_private``, ``user``, ``free``, ``bad`` (broken memory).
+    on purpose, by what they were: ``cache``, ``cache_private``, ``user``, ``free``, ``bad`` (broken memory);
+    excluded_ranges: these, as ``(gpa, end)``, ascending.
     """
 
     format: DumpFormat
@@ -46,6 +47,7 @@ class DumpResult:
     osrelease: str | None
     vmcoreinfo_missing: str | None
     excluded: dict[str, int]
+    excluded_ranges: tuple[tuple[int, int], ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -100,6 +102,7 @@ def dump_guest(
         view.kernel.osrelease if options.format in WITH_VMCOREINFO else None,
         view.kernel.missing if options.format in WITH_VMCOREINFO else None,
         excluding_map.nbytes_by_type,
+        excluding_map.ranges,
     )
 
 
