@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sevkvm.dump.reader import DumpSource
     from sevkvm.paging.form import PagingForm
 
-MAX_LEAVES: Final = 1 << 24  # of all address spaces: 64 GiB of 4 KiB pages, a minute
+MAX_LEAVES: Final = 1 << 24  # of all address spaces: 64 GiB of 4 KiB pages, some 15 s
 MAX_VIEWS: Final = 1 << 16  # more do not fit into the headers of a file
 _HALF: Final = 1 << 63
 
