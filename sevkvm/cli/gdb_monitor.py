@@ -1,44 +1,45 @@
-"""What gdb's ``monitor`` command answers: QEMU's ``x`` and ``xp``."""
+"""gdb's ``monitor`` command: the monitor of sevkvm, about the vCPU that gdb looks at."""
 
 from __future__ import annotations
 
-import functools
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
-
-from sevkvm.cli.values import parse_address
-from sevkvm.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from sevkvm.cli.options import GuestSession
     from sevkvm.guest import Guest
+    from sevkvm.monitor.outside import Outside
 
-_MOST_NBYTES = 1 << 20
+
+class _Looking:
+    """Whom else to ask, but for what would deadlock: a VMM that is to stop waits for vCPU threads that we hold."""
+
+    def __init__(self, outside: Outside) -> None:
+        self._outside = outside
+        self.thread_ids, self.hpa = outside.thread_ids, outside.hpa
+
+    def ask(self, command: str) -> str | None:
+        """The VMM's answer; for running and stopping, where to turn instead."""
+        if command in ("stop", "cont"):
+            return "this guest runs and stops with gdb: continue, Ctrl-C\n"
+        return self._outside.ask(command)
 
 
-def examining(guest: Guest) -> Callable[[str], Iterator[str]]:
-    """A monitor that knows two commands."""
+@contextmanager
+def monitor_for(session: GuestSession, guest: Guest) -> Iterator[Callable[[str, int], Iterator[str]]]:
+    """Yield what answers (line, gdb's thread); what ``stop`` holds is let go in the end."""
+    from sevkvm.cli.monitor import outside_of
+    from sevkvm.monitor.monitor import Monitor
+    from sevkvm.monitor.runcontrol import RunControl
 
-    def monitor(line: str) -> Iterator[str]:
-        from sevkvm.monitor.examine import examine, parse_format, short_reads
+    outside = _Looking(outside_of(session, guest))
+    with RunControl(guest, outside) as control:
+        monitor = Monitor(guest, outside, control)
 
-        name, *words = line.split()[:4] or ["help"]
-        if name not in ("x", "xp") or not 1 <= len(words) <= 2 or (len(words) == 2 and words[0][0] != "/"):
-            yield "x /FMT GVA and xp /FMT GPA print memory; nothing else is known here\n"
-            return
-        fmt = parse_format(words[0] if len(words) == 2 else "/")
-        if fmt.nbytes > _MOST_NBYTES:
-            raise UsageError(f"more than {_MOST_NBYTES} bytes", help="`sevkvm x` prints any amount")
-        try:
-            address = parse_address(words[-1])
-        except ValueError as error:
-            raise UsageError(str(error)) from None
-        read = (
-            guest.read_physical
-            if name == "xp"
-            else functools.partial(guest.read_virtual, form=guest.paging())
-        )
-        for text in examine(short_reads(read), fmt, address):
-            yield text + "\n"
+        def answer(line: str, thread: int) -> Iterator[str]:
+            monitor.vcpu = thread - 1 if guest.vcpu_indexes else None
+            yield monitor.execute(line)
 
-    return monitor
+        yield answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -10,11 +11,14 @@ import click
 from sevkvm.cli.command import command as sevkvm_command
 from sevkvm.cli.options import GuestSession, guest_options
 from sevkvm.cli.run import say, warn
+from sevkvm.cli.signals import Deferral
 from sevkvm.cli.values import SECONDS
 from sevkvm.errors import RegistersUnavailable, SevKvmError
 
 if TYPE_CHECKING:
-    from sevkvm.gdbserver.session import Session
+    from collections.abc import Iterator
+
+    from sevkvm.gdbserver.session import Monitor, Session
     from sevkvm.guest import Guest
 
 
@@ -41,35 +45,51 @@ if TYPE_CHECKING:
     metavar="SECONDS",
     help="Longest time that the guest may stand still; the client is then dropped.",
 )
+@click.option("--write", is_flag=True, help="Let gdb change the guest's memory.")
 @click.option("--once", is_flag=True, help="End when the first client has left.")
 @guest_options
 def command(
-    session: GuestSession, listen: str | None, listen_anywhere: bool, max_stop: float | None, once: bool
+    session: GuestSession,
+    listen: str | None,
+    listen_anywhere: bool,
+    max_stop: float | None,
+    write: bool,
+    once: bool,
 ) -> None:
     """Serve a guest to gdb: registers and virtual memory of its vCPUs, decrypted, one thread for each vCPU.
 
     gdb's first packet stops the guest. `continue` lets it run, Ctrl-C stops it again; when gdb detaches or goes away,
-    and when sevkvm ends in whatever way, it runs. Steps, breakpoints and changes are refused: with nobody but sevkvm
-    looking, the VMM would take them for the guest's own doing. `maint packet Qqemu.PhyMemMode:1` makes addresses
-    guest-physical; `monitor x` and `monitor xp` print memory as QEMU does. The address it listens on is printed when
-    gdb may connect (docs/gdb.md).
+    and when sevkvm ends in whatever way, it runs. Steps and breakpoints are refused: the VMM would take their exits
+    for the guest's own. Memory is changed with --write only, registers never. `maint packet Qqemu.PhyMemMode:1` makes
+    addresses guest-physical; `monitor` takes the commands of `sevkvm monitor`. The address it listens on is printed
+    when gdb may connect (docs/gdb.md).
     """
+    from sevkvm.cli.gdb_monitor import monitor_for
     from sevkvm.gdbserver.listen import UnixAddress, listening, parse_address
     from sevkvm.gdbserver.server import Limits, Server
 
     address = parse_address(listen, anywhere=listen_anywhere) if listen else None
-    with session.open() as guest:
-        new_session = partial(_new_session, guest, session.arguments["vcpu"])
+    with session.open() as guest, monitor_for(session, guest) as monitor:
+        new_session = partial(_new_session, guest, monitor, write)
         new_session()  # refuses options that do not fit
         _prepare(guest)
-        with listening(address or UnixAddress(f"sevkvm-gdb-{guest.pid or guest.name}.sock")) as (
-            listener,
-            got,
-        ):
+        wanted = address or UnixAddress(f"sevkvm-gdb-{guest.pid or guest.name}.sock")
+        with listening(wanted) as (listener, got):
             click.echo(got)
             say(f"connect with: gdb -ex 'target remote {got.for_gdb}'")
             limits, alive = Limits(stop=max_stop), partial(_alive, guest.pid)
             Server(listener, new_session, limits=limits, say=warn, alive=alive).serve(once=once)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Signals wait: half of a write would be worse than a late Ctrl-C."""
+    deferral = Deferral()
+    deferral.start()
+    try:
+        yield
+    finally:
+        deferral.end()
 
 
 def _alive(pid: int | None) -> bool:
@@ -84,13 +104,13 @@ def _alive(pid: int | None) -> bool:
         return False
 
 
-def _new_session(guest: Guest, vcpu: int | None) -> Session:
-    from sevkvm.cli.gdb_monitor import examining
+def _new_session(guest: Guest, monitor: Monitor, write: bool) -> Session:
     from sevkvm.gdbserver.alone import AloneTarget
     from sevkvm.gdbserver.session import Session
 
-    target = AloneTarget(guest, vcpu)
-    return Session(target, examining(guest), say=warn)
+    return Session(
+        AloneTarget(guest, guest.default_vcpu, _uninterrupted if write else None), monitor, say=warn
+    )
 
 
 def _prepare(guest: Guest) -> None:

@@ -8,7 +8,8 @@ that it never caused (target/i386/kvm/kvm.c of QEMU 7.2). That state outlives us
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Final
 
 from sevkvm import errors
@@ -18,8 +19,11 @@ from sevkvm.gdbserver.target import Refused
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sevkvm.abi.kvmstate import Fpu
     from sevkvm.guest import Guest
     from sevkvm.paging.form import PagingForm
+
+Writing = Callable[[], AbstractContextManager[None]]
 
 _UPSTREAM: Final = "use QEMU's gdb stub for that"
 NO_STEP: Final = f"the VMM would take the debug exit of a step for the guest's own: {_UPSTREAM}"
@@ -27,20 +31,27 @@ NO_BREAKPOINT: Final = f"the VMM would take the debug exit of a breakpoint for t
 NO_REGISTER_WRITE: Final = (
     f"registers are read-only: the VMM may hold a copy that it writes back, {_UPSTREAM}"
 )
-NO_MEMORY_WRITE: Final = "memory is read-only"
+NO_MEMORY_WRITE: Final = "memory is read-only unless gdbserver was started with --write"
+NO_PHYSICAL_WRITE: Final = "whether that page is private is not known here: `sevkvm write --gpa` finds it out"
 NO_RUN: Final = "a dump does not run"
 NO_REGISTERS: Final = {"rip": 0}
 """gdb 13 drops a target without a program counter ("PC register is not available"); all else is unavailable."""
 
 
 class AloneTarget:
-    """A :class:`~sevkvm.gdbserver.target.Target` over a Guest. ``vcpu``: whose thread is the first; default vCPU 0."""
+    """A :class:`~sevkvm.gdbserver.target.Target` over a Guest.
 
-    def __init__(self, guest: Guest, vcpu: int | None = None) -> None:
+    ``vcpu``: whose thread is the first; default vCPU 0. ``writing``: entered around each write of memory, which must
+    not be cut short; None forbids them.
+    """
+
+    def __init__(self, guest: Guest, vcpu: int | None = None, writing: Writing | None = None) -> None:
         self._guest = guest
+        self._writing = writing
         self._hold = ExitStack()
         self._held = False
         self._forms: dict[int, PagingForm] = {}
+        self._fpus: dict[int, Fpu | None] = {}
         # one thread without registers stands for vCPUs that nobody knows
         self.threads: Sequence[int] = [index + 1 for index in guest.vcpu_indexes] or [1]
         self.first_thread = self.threads[0] if vcpu is None else vcpu + 1
@@ -58,6 +69,7 @@ class AloneTarget:
         """Release them."""
         self._held = False
         self._forms.clear()
+        self._fpus.clear()
         self._hold.close()
 
     def resume(self) -> None:
@@ -78,7 +90,7 @@ class AloneTarget:
             return NO_REGISTERS
         for state in states:
             if state.index == thread - 1:
-                return registers.values(state)
+                return registers.values(state, self._fpu(thread))
         return NO_REGISTERS
 
     def write_register(self, thread: int, name: str, value: int) -> None:
@@ -99,8 +111,18 @@ class AloneTarget:
             return b""  # of a guest that runs, and changed meanwhile
 
     def write(self, thread: int, address: int, data: bytes, *, physical: bool) -> None:
-        """Refused."""
-        raise Refused(NO_MEMORY_WRITE)
+        """All of it, checked before and read back after, or none; where writes are allowed."""
+        if self._guest.pid is None:
+            raise Refused(NO_RUN)
+        if self._writing is None:
+            raise Refused(NO_MEMORY_WRITE)
+        if physical and self._guest.sev.encrypted:
+            raise Refused(NO_PHYSICAL_WRITE)
+        with self._writing():
+            if physical:
+                self._guest.write_physical(address, data)
+            else:
+                self._guest.write_virtual(address, data, self._form(thread))
 
     def breakpoint(self, insert: bool, kind: int, address: int, length: int) -> None:
         """Refused, see above."""
@@ -110,6 +132,13 @@ class AloneTarget:
         """Its vCPU, and whether rip means something."""
         known = self.registers(thread) is not NO_REGISTERS
         return f"vCPU {thread - 1}" + ("" if known else ", registers unknown")
+
+    def _fpu(self, thread: int) -> Fpu | None:
+        """Asked once a stop: it costs KVM more calls than all other registers."""
+        if thread not in self._fpus or not self._held:
+            more = self._guest.more_state(thread - 1)
+            self._fpus[thread] = more.fpu if more else None
+        return self._fpus[thread]
 
     def _read(self, thread: int, address: int, nbytes: int, physical: bool) -> bytes:
         if physical:

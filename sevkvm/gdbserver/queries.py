@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from sevkvm import errors
+from sevkvm.gdbserver.description import target_xml
 from sevkvm.gdbserver.fields import OK, UNKNOWN, Malformed, hex_bytes, numbers
 from sevkvm.gdbserver.packet import PACKET_NBYTES, escape
-from sevkvm.gdbserver.registers import target_xml
 from sevkvm.gdbserver.running import thread_number
 from sevkvm.gdbserver.target import Refused
 
@@ -88,7 +88,7 @@ def _monitor(session: Session, rest: bytes) -> Iterator[bytes]:
         yield OK
         return
     try:
-        for text in session.monitor(line):
+        for text in session.monitor(line, session.thread):
             yield from _console(text)
     except errors.TargetGone:
         raise

@@ -13,8 +13,8 @@ from sevkvm.gdbserver.target import Refused
 if TYPE_CHECKING:
     from sevkvm.gdbserver.target import Target
 
-Monitor = Callable[[str], Iterable[str]]
-"""``monitor COMMAND`` of gdb: text, in as many pieces as it comes in; SevKvmError for what went wrong."""
+Monitor = Callable[[str, int], Iterable[str]]
+"""``monitor COMMAND`` of gdb, about a thread: text, in as many pieces as it comes in; SevKvmError if it fails."""
 
 Answer = bytes | Iterable[bytes] | None
 """One packet, several, or none for now: the guest runs."""

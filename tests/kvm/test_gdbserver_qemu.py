@@ -154,6 +154,27 @@ def test_what_is_refused_is_refused_in_words(guest: CountingGuest, server: GdbSe
     assert "memory is read-only" in server.stderr()
 
 
+def test_the_guest_acts_on_what_gdb_writes(guest: CountingGuest, tmp_path: Path) -> None:
+    with gdbserver(*options(guest), "--write", directory=tmp_path) as server:
+        gdb(server.target, "set var *(int *)0x500 = 0x70000000", "detach")
+        assert guest.moves()
+        assert 0x70000000 < guest.count < 0x7F000000
+        text = gdb(
+            server.target, "set var *(int *)0x500 = 7", f"set var *(int *){RESET_CODE} = 0", "x/xw 0x500"
+        )
+        assert re.search(r"^0x500:\s+0x00000007$", text, re.M), text
+        assert f"Cannot access memory at address {RESET_CODE}" in text
+
+
+def test_floating_point_and_vectors(guest: CountingGuest, server: GdbServer) -> None:
+    text = gdb(server.target, "print/x $fctrl", "print $mxcsr", "print $xmm0.uint128", "print $st0")
+    told = re.search(r"FCW=([0-9a-f]{4})", guest.vmm.hmp("info registers"))
+    assert told
+    assert f"$1 = {int(told[1], 16):#x}\n" in text
+    assert "$2 = [ IM DM ZM OM UM PM ]" in text
+    assert "$3 = 0\n$4 = 0" in text
+
+
 def test_the_reason_for_that_is_still_true(tmp_path: Path) -> None:
     """A vCPU that steps unasked is given an exception after each step, and gets nowhere, ever after."""
     require_kvm_qemu()
@@ -175,11 +196,14 @@ def test_physical_memory_and_the_monitor(guest: CountingGuest, server: GdbServer
         f"x/4xb {RESET_CODE}",
         f"monitor xp /4xb {RESET_CODE}",
         "monitor nonsense",
+        "thread 2",
+        "monitor info registers",
     )
     assert 'received: "OK"' in text
     assert re.search(rf"^{RESET_CODE}:\s+0xea\s+0x00\s+0x00\s+0x00", text, re.M), text
     assert "00000000fffffff0: 0xea 0x00 0x00 0x00" in text
-    assert "nothing else is known here" in text
+    assert "unknown command: 'nonsense'" in text
+    assert "CPU#1" in text
 
 
 def test_connections_come_and_go(guest: CountingGuest, server: GdbServer) -> None:

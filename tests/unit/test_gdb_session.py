@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from xml.etree import ElementTree
 
 import pytest
@@ -10,10 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sevkvm import errors
+from sevkvm.abi.kvmstate import Fpu
 from sevkvm.gdbserver.alone import NO_BREAKPOINT, NO_STEP, AloneTarget
+from sevkvm.gdbserver.description import target_xml
 from sevkvm.gdbserver.packet import PACKET_NBYTES, Decoder, Packet, frame
-from sevkvm.gdbserver.registers import REGISTERS, target_xml
+from sevkvm.gdbserver.registers import REGISTERS, values
 from sevkvm.gdbserver.session import Session
+from tests.support.fakeguest import vcpu_state
 from tests.support.gdbguest import IMAGE, Holder, landmark, make_guest, plain
 
 
@@ -64,13 +68,25 @@ def test_registers_of_each_vcpu(session: Session) -> None:
         assert ask(session, f"Hg{index + 1}") == b"OK"
         for name, value in (("rax", init.regs.rax), ("rip", init.regs.rip), ("cr3", init.sregs.cr3)):
             assert ask(session, f"p{names.index(name):x}") == value.to_bytes(8, "little").hex().encode()
-        assert ask(session, f"p{names.index('st0'):x}") == b"x" * 20
+        assert ask(session, f"p{names.index('fioff'):x}") == b"x" * 8
         assert ask(session, "g").startswith(init.regs.rax.to_bytes(8, "little").hex().encode())
     assert ask(session, "qC") == b"QC2"
     assert ask(session, "Hg0") == ask(session, "Hg-1") == b"OK"
     assert ask(session, "qC") == b"QC2"
     for bad in ("Hg3", "Hgp1.1", "Hq1", "H", "T3", f"p{len(REGISTERS):x}", "p", "pzz"):
         assert ask(session, bad).startswith(b"E."), bad
+
+
+def test_fpu_registers() -> None:
+    fpr = ((1 << 63, 0x3FFF), (0, 0), (1 << 63, 0x7FFF), (1, 0), (1, 0x8001), (5, 5), (6, 6), (7, 7))
+    xmm = tuple((number, number + 100) for number in range(16))
+    fpu = Fpu(fpr, fcw=0x37F, fsw=3 << 11, ftwx=0b11111000, mxcsr=0x1F80, xmm=xmm, ymm_high=xmm)
+    told = values(vcpu_state(0), fpu)
+    assert told["st0"] == 0x3FFF << 64 | 1 << 63
+    assert told["xmm7"] == 107 << 64 | 7
+    # st0 is physical register 3: valid, zero, special (infinity, denormal, pseudo), and three that are empty
+    assert told["ftag"] == 0b10_10_10_01_00_11_11_11
+    assert "fioff" not in told
 
 
 def test_threads(session: Session) -> None:
@@ -156,6 +172,28 @@ def test_what_would_reach_the_guest_is_refused_in_words(session: Session, holder
     assert holder.told.count(NO_STEP) == 1
 
 
+def test_memory_is_written_where_that_is_allowed(holder: Holder) -> None:
+    written = []
+
+    @contextmanager
+    def writing() -> Iterator[None]:
+        written.append(holder.held)
+        yield
+
+    guest = make_guest(holder)
+    session = Session(AloneTarget(guest, writing=writing))
+    secret, shared = landmark("secret"), landmark("shared")
+    for each in (secret, shared):
+        assert ask(session, f"M{each.gva + 3:x},2:4142") == b"OK"
+        assert ask(session, b"X%x,3:#}$" % (each.gva + 5)) == b"OK"
+        expected = plain(each.gpa, 3) + b"AB#}$" + plain(each.gpa + 8, 8)
+        assert bytes.fromhex(ask(session, f"m{each.gva:x},10").decode()) == expected
+    assert written == [True] * 4
+    assert ask(session, "Mfff,1:00").startswith(b"E.")
+    ask(session, "Qqemu.PhyMemMode:1")
+    assert b"sevkvm write --gpa" in ask(session, f"M{secret.gpa:x},1:00")
+
+
 def test_registers_as_they_are_may_be_written(session: Session) -> None:
     now = ask(session, "g")
     assert ask(session, b"G" + now) == b"OK"
@@ -202,13 +240,16 @@ def test_unknown_packets_are_answered_with_nothing(session: Session) -> None:
 
 
 def test_monitor(holder: Holder) -> None:
-    def monitor(line: str) -> Iterator[str]:
-        yield f"you said {line}\n"
+    def monitor(line: str, thread: int) -> Iterator[str]:
+        yield f"{thread}: you said {line}\n"
         if line == "fail":
             raise errors.UsageError("no", help="do")
 
     session = Session(AloneTarget(make_guest(holder)), monitor)
-    for line, says in (("info tlb", "you said info tlb\n"), ("fail", "you said fail\nerror: no\nhint: do\n")):
+    for line, says in (
+        ("info tlb", "1: you said info tlb\n"),
+        ("fail", "1: you said fail\nerror: no\nhint: do\n"),
+    ):
         *texts, last = session.answer(b"qRcmd," + line.encode().hex().encode())
         assert last == b"OK"
         assert b"".join(bytes.fromhex(text[1:].decode()) for text in texts).decode() == says
@@ -219,7 +260,7 @@ def test_monitor(holder: Holder) -> None:
 
 def test_long_console_output_is_cut_into_packets(holder: Holder) -> None:
     text = "long line\n" * 20_000
-    session = Session(AloneTarget(make_guest(holder)), lambda line: [text])
+    session = Session(AloneTarget(make_guest(holder)), lambda line, thread: [text])
     *texts, last = session.answer(b"qRcmd,41")
     assert last == b"OK"
     assert max(map(len, texts)) <= PACKET_NBYTES
@@ -281,7 +322,7 @@ NUMBERS = st.one_of(
     )
 )
 def test_no_packet_is_too_strange(packets: list[bytes]) -> None:
-    session = Session(AloneTarget(GUEST), lambda line: [line])
+    session = Session(AloneTarget(GUEST), lambda line, thread: [line])
     try:
         for packet in packets:
             for answer in session.answer(packet):
