@@ -39,7 +39,14 @@ if TYPE_CHECKING:
     sevkvm dump --pid 4242 --live -o - | zstd > guest.raw.zst
     """,
 )
-@click.option("-o", "--output", "output", metavar="FILE", required=True, help="Where to; - is stdout.")
+@click.option(
+    "-o",
+    "--output",
+    "output",
+    metavar="FILE",
+    required=True,
+    help="Where to; - is stdout, s3://... a store (extra: remote).",
+)
 @click.option(
     "--format",
     "file_format",

@@ -31,7 +31,7 @@ class Beside:
         self._split: SplitTarget | None = None
         self._digest: DigestTarget | None = None
         self.target: Target
-        if split is not None and output != "-":
+        if split is not None and output != "-" and "://" not in output:
             self.target = self._split = SplitTarget(self._path, split, force=force, check_space=check_space)
         else:
             self.target = prepare(output, force=force, check_space=check_space)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from sevkvm import errors
+from sevkvm.dump.remote import RemoteTarget, is_url
 from sevkvm.dump.sink import STALL_SECONDS, FdSink, Sink, write_error
 
 STDOUT = "-"
@@ -31,13 +32,16 @@ class Target(Protocol):
 
 
 def prepare(name: str, *, force: bool = False, check_space: bool = True) -> Target:
-    """Check where ``-o NAME`` would go, creating nothing; ``-`` is stdout.
+    """Check where ``-o NAME`` would go, creating nothing; ``-`` is stdout, ``PROTOCOL://...`` a remote store.
 
     check_space: let ``open`` refuse a file system without room for a dump that neither shrinks nor has holes.
     Raises UsageError for a terminal, a directory, a block device, and an existing file without ``force``.
     """
     if name == STDOUT:
         return _stream_target(1, "stdout")
+    name = name.removeprefix("file://")  # a local file is ours to write: mode 0600, sparse, seekable
+    if is_url(name):
+        return RemoteTarget(name, force=force)
     path = Path(name)
     try:
         mode = path.stat().st_mode
