@@ -26,12 +26,14 @@ class Beside:
         self, output: str, *, force: bool, split: int | None, check_space: bool, sha256: bool, manifest: bool
     ) -> None:
         from sevkvm.dump import DigestTarget, SplitTarget, prepare
+        from sevkvm.dump.remote import is_url
 
+        output = output.removeprefix("file://")
         self._path = Path(output)
         self._split: SplitTarget | None = None
         self._digest: DigestTarget | None = None
         self.target: Target
-        if split is not None and output != "-" and "://" not in output:
+        if split is not None and output != "-" and not is_url(output):
             self.target = self._split = SplitTarget(self._path, split, force=force, check_space=check_space)
         else:
             self.target = prepare(output, force=force, check_space=check_space)
