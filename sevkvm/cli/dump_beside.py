@@ -77,6 +77,7 @@ class Beside:
         answer = {
             "sevkvm": __version__,
             "host": dict(zip(("system", "node", "release", "version", "machine"), os.uname(), strict=True)),
+            "firmware": _firmware() if guest is not None else None,
             "started": self._began,
             "finished": self._copied,
             "files": [
@@ -103,6 +104,19 @@ def options_json(options: DumpOptions) -> dict[str, Any]:
         "live": options.live,
         "exclude": int(options.exclude),
     }
+
+
+def _firmware() -> dict[str, Any] | None:
+    """This host's SEV firmware, if it may be asked: nothing needs it, so it may not fail anything."""
+    from sevkvm.errors import SevKvmError
+    from sevkvm.host.sevdev import SevDevice
+
+    try:
+        with SevDevice() as device:
+            status = device.platform_status()
+    except (SevKvmError, OSError):
+        return None
+    return {"api": f"{status.api_major}.{status.api_minor}", "build": status.build}
 
 
 def _write(target: Target, text: str) -> None:

@@ -183,6 +183,18 @@ def test_dump_raw(lab, tmp_path):
         assert hashlib.sha256(out.read_bytes()).hexdigest() == lab.guest.image.sha256(slot), slot.name
 
 
+def test_a_manifest_names_the_firmware(lab, tmp_path):
+    out = tmp_path / "raw"
+    where = lab.guest.facts["arguments"]
+    done = lab.run_inside("dump", *where, "-o", str(out), "--gpa", "0:4K", "--manifest")
+    assert done.exit_code == 0, done.stderr
+    firmware = json.loads((tmp_path / "raw.json").read_text())["firmware"]
+    major, minor = map(int, firmware["api"].split("."))
+    # that of the pretend firmware; on hardware, that of the host
+    assert (major, minor) >= (0, 16)
+    assert firmware["build"] > 0
+
+
 def test_dump_elf(lab, tmp_path):
     out = tmp_path / "core"
     result = lab.run("dump", "-o", str(out), "--format", "elf", "--json")
