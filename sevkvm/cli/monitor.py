@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ import click
 
 from sevkvm.cli.command import command as sevkvm_command
 from sevkvm.cli.options import GuestSession, guest_options
-from sevkvm.cli.run import warn
+from sevkvm.cli.run import say, warn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     sevkvm monitor --pid 4242
     # for scripts: one answer after the other
     sevkvm monitor --pid 4242 -c 'info registers' -c 'x /8i $pc' -c 'xp /4xg 0x1000'
+    # for programs that drive QEMU's monitor
+    sevkvm monitor --pid 4242 --listen unix:/run/guest.sock &
+    drgn --qemu /run/guest.sock
     # the same of a dump
     sevkvm monitor --file guest.core -c 'info mem'
     """,
@@ -33,8 +37,20 @@ if TYPE_CHECKING:
 @click.option(
     "-c", "--command", "lines", multiple=True, metavar="LINE", help="Execute this and leave; repeatable."
 )
+@click.option(
+    "--listen",
+    "address",
+    metavar="ADDRESS",
+    help="Answer programs that speak QMP on unix:PATH or tcp:127.0.0.1:PORT, until interrupted.",
+)
+@click.option("--hmp", is_flag=True, help="--listen speaks the human monitor's language instead.")
+@click.option(
+    "--listen-anywhere", "anywhere", is_flag=True, help="--listen may be reached by other machines."
+)
 @guest_options
-def command(session: GuestSession, lines: tuple[str, ...]) -> None:
+def command(
+    session: GuestSession, lines: tuple[str, ...], address: str | None, hmp: bool, anywhere: bool
+) -> None:
     """Answer the commands of QEMU's monitor, byte for byte as QEMU would of a guest that is not encrypted.
 
     Without -c it is a console with history and completion; `help` lists the commands. The vCPUs are held only while a
@@ -42,6 +58,13 @@ def command(session: GuestSession, lines: tuple[str, ...]) -> None:
     ends at memory that cannot be read. `stop` and `cont` are the VMM's own; where its monitor is not known, sevkvm
     holds the vCPUs itself until it ends. docs/monitor.md tells where answers differ from QEMU's.
     """
+    if address is None and (hmp or anywhere):
+        raise click.UsageError("--hmp and --listen-anywhere need --listen", click.get_current_context())
+    if address is not None and lines:
+        raise click.UsageError("-c and --listen exclude each other", click.get_current_context())
+    if address is not None:
+        _listen(session, address, hmp=hmp, anywhere=anywhere)
+        return
     with opened(session) as monitor:
         if lines:
             status = _run(monitor, lines)
@@ -75,6 +98,41 @@ def outside_of(session: GuestSession, guest: Guest) -> Outside:
     from sevkvm.attach.outside import Outside as VmmOutside
 
     return VmmOutside(guest.pid, AttachOptions(**session.arguments), warn)
+
+
+def _listen(session: GuestSession, address: str, *, hmp: bool, anywhere: bool) -> None:
+    """Serve until interrupted; the address is refused before anybody is attached to."""
+    from sevkvm.monitor.hmp import HmpConversation
+    from sevkvm.monitor.listening import listening
+    from sevkvm.monitor.monitor import Monitor
+    from sevkvm.monitor.qmp import QmpConversation
+    from sevkvm.monitor.runcontrol import RunControl
+    from sevkvm.monitor.server import Server
+
+    converse = HmpConversation if hmp else QmpConversation
+    with listening(address, anywhere=anywhere) as (listener, shown), session.open() as guest:
+        outside = outside_of(session, guest)
+        with RunControl(guest, outside) as control:
+            say(f"listening on {shown}")
+            server = Server(
+                listener,
+                lambda: converse(Monitor(guest, outside, control)),
+                functools.partial(_check_alive, guest.pid),
+            )
+            server.serve()
+
+
+def _check_alive(pid: int | None) -> None:
+    """TargetGone for a VMM that is dead; a dump never is."""
+    from sevkvm import errors
+    from sevkvm.host import procfs
+
+    try:
+        dead = pid is not None and procfs.stat(pid).state in ("Z", "X")
+    except errors.VmNotFound:
+        dead = True
+    if dead:
+        raise errors.TargetGone("the VMM has ended")
 
 
 def _run(monitor: Monitor, lines: tuple[str, ...]) -> int:

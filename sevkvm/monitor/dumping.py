@@ -47,7 +47,7 @@ def dump_options(kind: str, begin: int | None, length: int | None) -> DumpOption
     if begin is None or length is None:
         gpa = None
     elif length == 0:
-        raise failed("Parameter 'length' expects a non-zero length")
+        raise failed("Invalid parameter 'length'")
     else:
         gpa = (begin, begin + length)
     if kind in _COMPRESS:

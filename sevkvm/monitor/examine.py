@@ -13,6 +13,7 @@ import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 from sevkvm import errors
@@ -155,13 +156,24 @@ def render_units(data: bytes, fmt: ExamineFormat) -> str:
     """The part of a line after the address."""
     if fmt.letter == "c":
         return " ".join([_CHARS[byte] for byte in data])
-    unit = fmt.unit_nbytes
+    if fmt.unit_nbytes == 1:
+        return " ".join(map(_byte_texts(fmt.letter).__getitem__, data))
+    return " ".join(_unit_texts(data, fmt.letter, fmt.unit_nbytes))
+
+
+@cache
+def _byte_texts(letter: str) -> list[str]:
+    """Every byte as it is shown: drgn reads a guest's memory with /1024uxb, 128 lines a request."""
+    return _unit_texts(bytes(range(256)), letter, 1)
+
+
+def _unit_texts(data: bytes, letter: str, unit: int) -> list[str]:
     values = struct.unpack(f"<{len(data) // unit}{_STRUCT_CODES[unit]}", data)
-    if fmt.letter == "x":
-        return " ".join([f"0x{value:0{2 * unit}x}" for value in values])
-    if fmt.letter == "o":
+    if letter == "x":
+        return [f"0x{value:0{2 * unit}x}" for value in values]
+    if letter == "o":
         width = _OCTAL_DIGITS[unit]
-        return " ".join([f"{'0' * bool(value)}{value:o}".rjust(width) for value in values])
-    if fmt.letter == "d" and unit == 8:
+        return [f"{'0' * bool(value)}{value:o}".rjust(width) for value in values]
+    if letter == "d" and unit == 8:
         values = struct.unpack(f"<{len(data) // 8}q", data)
-    return " ".join([f"{value:{_DECIMAL_DIGITS[unit]}d}" for value in values])
+    return [f"{value:{_DECIMAL_DIGITS[unit]}d}" for value in values]

@@ -80,7 +80,7 @@ def print_value(monitor: Monitor, given: Arguments) -> Iterator[str]:
 
 COMMANDS: Final = (
     Command("x", "fmt:/,addr:l", "/fmt addr", "virtual memory dump starting at 'addr'", x, still=True),
-    Command("xp", "fmt:/,addr:l", "/fmt addr", "physical memory dump starting at 'addr'", xp, still=True),
+    Command("xp", "fmt:/,addr:l", "/fmt addr", "physical memory dump starting at 'addr'", xp),
     Command(
         "print|p",
         "fmt:/,val:l",

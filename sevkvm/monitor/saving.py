@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sevkvm import errors
 from sevkvm.abi.x86 import PAGE_NBYTES
 from sevkvm.dump.output import FileTarget
 from sevkvm.monitor.command import Command
@@ -26,41 +25,48 @@ if TYPE_CHECKING:
 
 def memsave(monitor: Monitor, given: Arguments) -> Iterator[str]:
     """Guest-virtual memory."""
-    _save(virtual_reader(monitor), given)
+    save(virtual_reader(monitor), *_given(given))
     return iter(())
 
 
 def pmemsave(monitor: Monitor, given: Arguments) -> Iterator[str]:
     """Guest-physical memory."""
-    _save(physical_reader(monitor), given)
+    save(physical_reader(monitor), *_given(given))
     return iter(())
 
 
 def target(name: str) -> FileTarget:
     """A file to write, or CommandProblem in QEMU's words; nothing exists yet."""
     path = Path(name)
-    if not name or not path.parent.is_dir():
-        raise failed(f"Could not open '{name}': No such file or directory")
-    if path.is_dir():
-        raise failed(f"Could not open '{name}': Is a directory")
-    if path.exists() and not path.is_file():
-        raise failed(f"Could not open '{name}': it is no regular file")
+    try:
+        if not name or not path.parent.is_dir():
+            raise failed(f"Could not open '{name}': No such file or directory")
+        if path.is_dir():
+            raise failed(f"Could not open '{name}': Is a directory")
+        if path.exists() and not path.is_file():
+            raise failed(f"Could not open '{name}': it is no regular file")
+    except OSError as error:  # a name that is too long
+        raise failed(f"Could not open '{name}': {error.strerror}") from error
+    if "\0" in name:
+        raise failed("Could not open a file with NUL in its name")
     return FileTarget(path, force=True)
 
 
-def _save(reader: Reader, given: Arguments) -> None:
-    address, size = given.numbers["val"], given.numbers["size"]
-    with target(given.texts["filename"]).open(size) as sink:
-        at, end = address, min(address + size, 1 << 64)
+def _given(given: Arguments) -> tuple[int, int, str]:
+    return given.numbers["val"], given.numbers["size"], given.texts["filename"]
+
+
+def save(reader: Reader, address: int, size: int, filename: str) -> None:
+    """Write ``size`` bytes; CommandProblem and no file if any of them cannot be read."""
+    with target(filename).open(size) as sink:
+        at, end = address, address + size
         while at < end:
             want = min(end - at, PAGE_NBYTES - at % PAGE_NBYTES)
-            data = reader(at, want)
+            data = reader(at, want) if at < 1 << 64 else b""
             if len(data) < want:
                 raise failed(f"Invalid addr 0x{address:016x}/size {size} specified")
             sink.write(data)
             at += want
-        if end - address < size:
-            raise errors.UsageError("there is no memory beyond the last address")
 
 
 COMMANDS: Final = (
