@@ -16,9 +16,11 @@ from sevkvm.cli.values import SECONDS
 from sevkvm.errors import RegistersUnavailable, SevKvmError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from sevkvm.gdbserver.listen import TcpAddress, UnixAddress
     from sevkvm.gdbserver.session import Monitor, Session
+    from sevkvm.gdbserver.stub import Stub
     from sevkvm.guest import Guest
 
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     gdb vmlinux -ex 'target remote /run/vm.gdb'
     # let the guest run on after 20 seconds, whatever gdb does
     sevkvm gdbserver --pid 4242 --max-stop 20 --listen tcp:127.0.0.1:1234
+    # steps and breakpoints by QEMU (`gdbserver unix:/run/vm.stub,server=on,wait=off` in its monitor), memory by us
+    sevkvm gdbserver --pid 4242 --upstream unix:/run/vm.stub --listen unix:/run/vm.gdb
     # a dump
     sevkvm gdbserver --file guest.core
     """,
@@ -45,6 +49,11 @@ if TYPE_CHECKING:
     metavar="SECONDS",
     help="Longest time that the guest may stand still; the client is then dropped.",
 )
+@click.option(
+    "--upstream",
+    metavar="ADDRESS",
+    help="The VMM's own gdb stub (unix:PATH or tcp:HOST:PORT): registers, steps and breakpoints are its affair.",
+)
 @click.option("--write", is_flag=True, help="Let gdb change the guest's memory.")
 @click.option("--once", is_flag=True, help="End when the first client has left.")
 @guest_options
@@ -53,6 +62,7 @@ def command(
     listen: str | None,
     listen_anywhere: bool,
     max_stop: float | None,
+    upstream: str | None,
     write: bool,
     once: bool,
 ) -> None:
@@ -60,8 +70,9 @@ def command(
 
     gdb's first packet stops the guest. `continue` lets it run, Ctrl-C stops it again; when gdb detaches or goes away,
     and when sevkvm ends in whatever way, it runs. Steps and breakpoints are refused: the VMM would take their exits
-    for the guest's own. Memory is changed with --write only, registers never. `maint packet Qqemu.PhyMemMode:1` makes
-    addresses guest-physical; `monitor` takes the commands of `sevkvm monitor`. The address it listens on is printed
+    for the guest's own. Memory is changed with --write only, registers never. With --upstream QEMU's own stub does all
+    that, breakpoints by hardware only, and memory is still read and written here. `maint packet
+    Qqemu.PhyMemMode:1` makes addresses guest-physical; `monitor` takes the commands of `sevkvm monitor`. The address it listens on is printed
     when gdb may connect (docs/gdb.md).
     """
     from sevkvm.cli.gdb_monitor import monitor_for
@@ -69,8 +80,12 @@ def command(
     from sevkvm.gdbserver.server import Limits, Server
 
     address = parse_address(listen, anywhere=listen_anywhere) if listen else None
+    stub = parse_address(upstream, anywhere=True) if upstream else None
+    if stub is not None and session.file is not None:
+        raise click.UsageError("--file and --upstream exclude each other", click.get_current_context())
+    connect = None if stub is None else partial(_stub, stub, session.arguments["timeout"])
     with session.open() as guest, monitor_for(session, guest) as monitor:
-        new_session = partial(_new_session, guest, monitor, write)
+        new_session = partial(_new_session, guest, monitor, write, connect)
         new_session()  # refuses options that do not fit
         _prepare(guest)
         wanted = address or UnixAddress(f"sevkvm-gdb-{guest.pid or guest.name}.sock")
@@ -104,13 +119,22 @@ def _alive(pid: int | None) -> bool:
         return False
 
 
-def _new_session(guest: Guest, monitor: Monitor, write: bool) -> Session:
+def _new_session(guest: Guest, monitor: Monitor, write: bool, connect: Callable[[], Stub] | None) -> Session:
     from sevkvm.gdbserver.alone import AloneTarget
     from sevkvm.gdbserver.session import Session
+    from sevkvm.gdbserver.upstream import UpstreamSession
 
-    return Session(
-        AloneTarget(guest, guest.default_vcpu, _uninterrupted if write else None), monitor, say=warn
-    )
+    writing = _uninterrupted if write else None
+    target = AloneTarget(guest, guest.default_vcpu, writing, hold=connect is None)
+    if connect is None:
+        return Session(target, monitor, say=warn)
+    return UpstreamSession(target, monitor, connect, say=warn)
+
+
+def _stub(address: UnixAddress | TcpAddress, timeout: float) -> Stub:
+    from sevkvm.gdbserver.stub import Stub
+
+    return Stub(address, timeout)
 
 
 def _prepare(guest: Guest) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Writing = Callable[[], AbstractContextManager[None]]
 
-_UPSTREAM: Final = "use QEMU's gdb stub for that"
+_UPSTREAM: Final = "start gdbserver with --upstream for that"
 NO_STEP: Final = f"the VMM would take the debug exit of a step for the guest's own: {_UPSTREAM}"
 NO_BREAKPOINT: Final = f"the VMM would take the debug exit of a breakpoint for the guest's own: {_UPSTREAM}"
 NO_REGISTER_WRITE: Final = (
@@ -42,11 +42,20 @@ class AloneTarget:
     """A :class:`~sevkvm.gdbserver.target.Target` over a Guest.
 
     ``vcpu``: whose thread is the first; default vCPU 0. ``writing``: entered around each write of memory, which must
-    not be cut short; None forbids them.
+    not be cut short; None forbids them. Without ``hold`` somebody else stops the guest: vCPU threads that are held
+    then would keep that one waiting.
     """
 
-    def __init__(self, guest: Guest, vcpu: int | None = None, writing: Writing | None = None) -> None:
+    def __init__(
+        self,
+        guest: Guest,
+        vcpu: int | None = None,
+        writing: Writing | None = None,
+        *,
+        hold: bool = True,
+    ) -> None:
         self._guest = guest
+        self._hold_too = hold
         self._writing = writing
         self._hold = ExitStack()
         self._held = False
@@ -61,9 +70,9 @@ class AloneTarget:
 
     def stop(self) -> None:
         """Hold the vCPUs; registers and page tables are read once from here on."""
-        if not self._held:
+        if not self._held and self._hold_too:
             self._hold.enter_context(self._guest.held())
-            self._held = True
+        self._held = True
 
     def let_go(self) -> None:
         """Release them."""

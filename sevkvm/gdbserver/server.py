@@ -61,7 +61,7 @@ class Server:
         """Until interrupted, or with ``once`` until the first client that spoke to us left; TargetGone."""
         spoken = False
         while not (once and spoken):
-            _wait(self._listener, self._alive, None)
+            _wait([self._listener], self._alive, None)
             client, _ = self._listener.accept()
             with client:
                 talk = _Conversation(client, self._new_session(), self._limits, self._alive)
@@ -100,18 +100,25 @@ class _Conversation:
             with suppress(OSError):
                 self._send([b"W00"] if self._session.running else [])
             raise
+        except errors.SevKvmError as error:  # of the VMM's stub, while nobody had asked
+            say(f"client dropped: {error.message}")
         except TimeoutError:
             say(f"client dropped: it took no answer for {self._limits.send:g} s")
-        except OSError as error:
-            if isinstance(error, errors.SevKvmError):
-                raise
+        except OSError:
+            pass  # it went away
         finally:
             self._session.close()
         return self._spoken
 
     def _receive(self) -> None:
-        _wait(self._client, self._alive, self._deadline)
+        background = self._session.background
+        ready = _wait([self._client, *([background] if background else [])], self._alive, self._deadline)
         self._check_deadline()
+        if background is not None and background.fileno() in ready:
+            self._send(self._session.arrived())
+            self._set_deadline()
+        if self._client.fileno() not in ready:
+            return
         data = self._client.recv(_RECEIVE_NBYTES)
         if not data:
             raise _Left
@@ -171,17 +178,19 @@ class _Conversation:
             self._client.sendall(self._last)
 
 
-def _wait(readable: socket.socket, alive: Callable[[], bool], deadline: float | None) -> None:
-    """Until there is something to read or the deadline came; TargetGone when the VMM ended.
+def _wait(sockets: Iterable[socket.socket], alive: Callable[[], bool], deadline: float | None) -> set[int]:
+    """Until there is something to read from the descriptors returned, or the deadline came; TargetGone.
 
     A pidfd would not tell: while we trace one of its threads, a process that was killed is not over.
     """
     poll = select.poll()
-    poll.register(readable, select.POLLIN)
+    for each in sockets:
+        poll.register(each, select.POLLIN)
     while alive():
         left = (
             _LOOK_SECONDS if deadline is None else min(_LOOK_SECONDS, max(0.0, deadline - time.monotonic()))
         )
-        if poll.poll(left * 1000) or (deadline is not None and time.monotonic() >= deadline):
-            return
+        ready = {fd for fd, _ in poll.poll(left * 1000)}
+        if ready or (deadline is not None and time.monotonic() >= deadline):
+            return ready
     raise errors.TargetGone("the VMM ended")

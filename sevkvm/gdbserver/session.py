@@ -11,6 +11,8 @@ from sevkvm.gdbserver.fields import Malformed, refusal
 from sevkvm.gdbserver.target import Refused
 
 if TYPE_CHECKING:
+    import socket
+
     from sevkvm.gdbserver.target import Target
 
 Monitor = Callable[[str, int], Iterable[str]]
@@ -50,7 +52,7 @@ class Session:
             return
         try:
             if not self.detached:
-                self.target.stop()
+                self._prepare()
             answer = self._handle(packet)
             if isinstance(answer, bytes):
                 yield answer
@@ -74,6 +76,15 @@ class Session:
             self.running = False
             yield self.stopped(2)
 
+    @property
+    def background(self) -> socket.socket | None:
+        """Readable when there is something to say that no packet asked for: then call ``arrived``."""
+        return None
+
+    def arrived(self) -> Iterator[bytes]:
+        """What there is to say."""
+        return iter(())
+
     def stopped(self, signal: int = 5) -> bytes:
         """The answer that says that the guest stands still, and with which signal's number."""
         return b"T%02xthread:%x;" % (signal, self.thread)
@@ -88,6 +99,9 @@ class Session:
         """The client is gone: the guest runs on."""
         self.ended = True
         self.target.let_go()
+
+    def _prepare(self) -> None:
+        self.target.stop()
 
     def _handle(self, packet: bytes) -> Answer:
         handler, rest = find(packet)

@@ -7,6 +7,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,12 @@ import pytest
 from sevkvm import errors
 from sevkvm.gdbserver.alone import AloneTarget
 from sevkvm.gdbserver.listen import TcpAddress, UnixAddress, listening, parse_address
-from sevkvm.gdbserver.packet import frame
+from sevkvm.gdbserver.packet import Decoder, Interrupt, Packet, frame
 from sevkvm.gdbserver.server import Limits, Server
 from sevkvm.gdbserver.session import Session
-from tests.support.gdbguest import Holder, make_guest
+from sevkvm.gdbserver.stub import Stub
+from sevkvm.gdbserver.upstream import UpstreamSession
+from tests.support.gdbguest import Holder, landmark, make_guest, plain
 
 PATIENCE = 20.0
 Start = Callable[[Limits], str]
@@ -213,3 +216,130 @@ def test_tcp_tells_the_port_it_got() -> None:
     with listening(TcpAddress("127.0.0.1", 0)) as (listener, address):
         assert isinstance(address, TcpAddress)
         assert address.port == listener.getsockname()[1] != 0
+
+
+class FakeStub:
+    """The VMM's stub, in a thread: answers by a table, remembers what it was asked."""
+
+    def __init__(self, path: Path, answers: dict[bytes, list[bytes]]) -> None:
+        self.asked: list[bytes] = []
+        self._answers = answers
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(path))
+        self._listener.listen(1)
+        self.thread = threading.Thread(target=self._serve, daemon=True)
+        self.thread.start()
+
+    def _serve(self) -> None:
+        client, _ = self._listener.accept()
+        client.settimeout(PATIENCE)
+        decoder = Decoder()
+        with client, self._listener, suppress(OSError):
+            while data := client.recv(4096):
+                decoder.receive_data(data)
+                while (event := decoder.next_event()) is not None:
+                    if isinstance(event, Packet):
+                        self.asked.append(event.data)
+                        for answer in self._answers.get(event.data, [b"OK"]):
+                            client.sendall(b"+" + frame(answer))
+                    elif isinstance(event, Interrupt):
+                        self.asked.append(b"interrupt")
+                        client.sendall(frame(b"T02thread:01;"))
+
+
+HELLO = {b"qSupported:xmlRegisters=i386": [b"T02thread:01;", b"PacketSize=1000"], b"?": [b"T05thread:01;"]}
+
+
+def upstream(
+    path: Path, answers: dict[bytes, list[bytes]], holder: Holder
+) -> tuple[UpstreamSession, FakeStub]:
+    stub = FakeStub(path / "stub", HELLO | answers)
+    target = AloneTarget(make_guest(holder), hold=False)
+    connect = partial(Stub, UnixAddress(str(path / "stub")), PATIENCE)
+    return UpstreamSession(target, None, connect, holder.told.append), stub
+
+
+def test_memory_never_reaches_the_stub(holder: Holder, tmp_path: Path) -> None:
+    session, stub = upstream(tmp_path, {b"g": [b"aa"], b"Hg2": [b"OK"]}, holder)
+    secret = landmark("secret")
+    for packet, answer in (
+        (b"qSupported:swbreak+", None),
+        (b"g", b"aa"),
+        (b"Hg2", b"OK"),
+        (b"m%x,8" % secret.gva, plain(secret.gpa, 8).hex().encode()),
+        (b"X%x,0:" % secret.gva, b"OK"),
+        (b"Qqemu.PhyMemMode:1", b"OK"),
+        (b"Z0,1000,1", b"OK"),
+        (b"Z0,1000,1", b"OK"),
+        (b"z0,1000,1", b"OK"),
+        (b"z0,1000,1", b"OK"),
+        (b"z0,1000,1", b"OK"),
+        (b"Z2,2000,4", b"OK"),
+    ):
+        (said,) = session.answer(packet)
+        assert said == answer or answer is None, packet
+    assert session.thread == 2
+    session.close()
+    stub.thread.join(PATIENCE)
+    hello = [b"qSupported:xmlRegisters=i386", b"?"]
+    assert stub.asked == [*hello, b"g", b"Hg2", b"Z1,1000,1", b"z1,1000,1", b"Z2,2000,4", b"z2,2000,4", b"D"]
+    assert not holder.held
+
+
+def test_a_guest_that_runs_is_stopped_to_take_breakpoints_away(holder: Holder, tmp_path: Path) -> None:
+    session, stub = upstream(tmp_path, {b"c": []}, holder)
+    assert list(session.answer(b"Z1,1000,1")) == [b"OK"]
+    assert list(session.answer(b"c")) == []
+    assert session.background is not None
+    session.close()
+    stub.thread.join(PATIENCE)
+    assert stub.asked[-4:] == [b"c", b"interrupt", b"z1,1000,1", b"D"]
+    assert holder.told == []
+
+
+def test_a_stop_at_a_breakpoint_says_that_the_program_counter_is_right(
+    holder: Holder, tmp_path: Path
+) -> None:
+    stop = [b"O41", b"T05thread:02;"]
+    session, stub = upstream(tmp_path, {b"c": stop, b"p10": [b"0010000000000000"]}, holder)
+    list(session.answer(b"qSupported:swbreak+;hwbreak+"))
+    list(session.answer(b"Z0,1000,1"))
+    list(session.answer(b"c"))
+    said: list[bytes] = []
+    while session.running:
+        said += session.arrived()
+    assert said == [b"O41", b"T05thread:02;swbreak:;"]
+    assert session.thread == 2
+    session.close()
+    stub.thread.join(PATIENCE)
+
+
+def test_what_the_stub_does_not_have_is_refused_in_words(holder: Holder, tmp_path: Path) -> None:
+    session, stub = upstream(tmp_path, {b"Z1,1000,1": [b""], b"Z1,2000,1": [b"E22"]}, holder)
+    assert next(iter(session.answer(b"Z0,1000,1"))).startswith(b"E.the VMM's gdb stub has no hardware")
+    assert next(iter(session.answer(b"Z0,2000,1"))).startswith(b"E.no more hardware breakpoints")
+    assert next(iter(session.answer(b"G" + b"0" * 5000))).startswith(b"E.malformed packet: longer")
+    assert next(iter(session.answer(b"vKill;1"))).startswith(b"E.a guest is not killed")
+    session.close()
+    stub.thread.join(PATIENCE)
+    assert stub.asked[-1] == b"D"
+
+
+@pytest.mark.parametrize("hello", [[b"E01"], [b"T02thread:01;", b""]])
+def test_what_is_no_stub(holder: Holder, tmp_path: Path, hello: list[bytes]) -> None:
+    session, stub = upstream(tmp_path, {b"qSupported:xmlRegisters=i386": hello}, holder)
+    assert next(iter(session.answer(b"g"))).startswith(b"E.what --upstream names")
+    session.close()
+    stub.thread.join(PATIENCE)
+
+
+def test_a_stub_that_hangs_up(holder: Holder, tmp_path: Path) -> None:
+    session, stub = upstream(tmp_path, {b"c": []}, holder)
+    list(session.answer(b"?"))
+    assert session._stub is not None
+    session._stub.socket.shutdown(socket.SHUT_RDWR)
+    with pytest.raises(errors.TargetGone):
+        list(session.answer(b"g"))
+    session.close()
+    stub.thread.join(PATIENCE)
+    assert "may stand still" in holder.told[-1]

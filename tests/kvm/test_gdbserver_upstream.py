@@ -1,0 +1,288 @@
+"""Debian's gdb through `sevkvm gdbserver --upstream` in front of QEMU's own stub: it runs the guest, we read memory."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from sevkvm import errors, native
+from sevkvm.gdbserver.alone import AloneTarget
+from sevkvm.gdbserver.listen import UnixAddress, listening
+from sevkvm.gdbserver.packet import frame
+from sevkvm.gdbserver.server import Limits, Server
+from sevkvm.gdbserver.stub import Stub
+from sevkvm.gdbserver.upstream import UpstreamSession
+from sevkvm.guest import Guest, GuestParts
+from sevkvm.memory.guest import GuestMemory
+from sevkvm.memory.hva import HvaSource
+from sevkvm.memory.policy import SevInfo, SevKind
+from sevkvm.memory.source import Slot, SlotMap
+from sevkvm.paging.mode import PagingMode
+from tests.support.counting import COUNT_GPA, JUMP_GPA, LOOP_GPA, CountingGuest, counting_guest
+from tests.support.gdb import GdbServer, gdb, gdbserver, require_gdb
+from tests.support.gdbclient import Client
+from tests.support.killing import settle, shape
+from tests.support.qemu import require_kvm_qemu, require_qemu
+
+if TYPE_CHECKING:
+    from sevkvm.host.port import IoctlPort
+
+pytestmark = pytest.mark.kvm
+
+
+@pytest.fixture(scope="module")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CountingGuest]:
+    require_kvm_qemu()
+    require_gdb()
+    with counting_guest(tmp_path_factory.mktemp("upstream"), cpus=2) as guest:
+        yield guest
+
+
+@pytest.fixture(scope="module")
+def stub(guest: CountingGuest) -> str:
+    path = guest.vmm.directory / "stub"
+    assert "Waiting" in guest.vmm.hmp(f"gdbserver unix:{path},server=on,wait=off")
+    return f"unix:{path}"
+
+
+def options(guest: CountingGuest, stub: str) -> list[str]:
+    return ["--pid", str(guest.vmm.pid), "--qmp", guest.vmm.qmp_path, "--upstream", stub]
+
+
+@pytest.fixture
+def server(guest: CountingGuest, stub: str, tmp_path: Path) -> Iterator[GdbServer]:
+    before = settle(guest.vmm.pid, shape(guest.vmm.pid))
+    with gdbserver(*options(guest, stub), "--write", directory=tmp_path) as server:
+        yield server
+    assert settle(guest.vmm.pid, before) == before
+    assert guest.moves()
+    assert "VM status: running" in guest.vmm.hmp("info status")
+
+
+def test_look(guest: CountingGuest, server: GdbServer) -> None:
+    text = gdb(
+        server.target, f"x/xw {COUNT_GPA:#x}", "info registers rip cs", "info threads", f"x/xw {COUNT_GPA:#x}"
+    )
+    counts = re.findall(r"^0x500:\s+(0x[0-9a-f]+)", text, re.M)
+    assert len(counts) == 2
+    assert counts[0] == counts[1]
+
+
+def test_a_break_becomes_a_hardware_one_and_is_hit(guest: CountingGuest, server: GdbServer) -> None:
+    show = f"x/xw {COUNT_GPA:#x}"
+    commands = [f"break *{LOOP_GPA:#x}", "continue", show, "continue", show, "stepi", show, "stepi", show]
+    text = gdb(server.target, *commands, "print/x $rip", "delete", "detach")
+    assert text.count("Breakpoint 1, ") >= 2, text
+    counts = [int(word, 16) for word in re.findall(r"^0x500:\s+(0x[0-9a-f]+)", text, re.M)]
+    assert [count - counts[0] for count in counts] == [0, 1, 2, 2], text
+    assert f"$1 = {LOOP_GPA:#x}" in text
+
+
+def test_gdb_writes_memory_through_us_and_registers_through_the_stub(
+    guest: CountingGuest, server: GdbServer
+) -> None:
+    text = gdb(
+        server.target,
+        f"set var *(int *){COUNT_GPA:#x} = 0x70000000",
+        "set var $rbx = 0x55aa",
+        f"break *{JUMP_GPA:#x}",
+        "continue",
+        "print/x $rbx",
+        f"x/xw {COUNT_GPA:#x}",
+    )
+    assert "$1 = 0x55aa" in text, text
+    assert re.search(r"^0x500:\s+0x70000001$", text, re.M)
+
+
+def test_ctrl_c(guest: CountingGuest, server: GdbServer, tmp_path: Path) -> None:
+    with Client(server) as client:
+        client.ask(b"?")
+        for _ in range(3):
+            client.socket.sendall(frame(b"vCont;c"))
+            assert guest.moves()
+            client.socket.sendall(b"\x03")
+            assert client.answer().startswith(b"T02thread:")
+            assert guest.stands()
+            assert client.ask(b"m500,4") == guest.count.to_bytes(4, "little").hex().encode()
+
+
+def test_several_breakpoints_at_one_place_are_one(guest: CountingGuest, server: GdbServer) -> None:
+    with Client(server) as client:
+        client.ask(b"?")
+        where = b"%x" % LOOP_GPA
+        assert client.ask(b"Z0," + where + b",1") == client.ask(b"Z1," + where + b",1") == b"OK"
+        assert client.ask(b"z0," + where + b",1") == b"OK"
+        client.socket.sendall(frame(b"c"))
+        assert client.answer().startswith(b"T05")  # the other one is still there
+        assert client.ask(b"z1," + where + b",1") == b"OK"
+        assert client.ask(b"z1," + where + b",1") == b"OK"
+        client.socket.sendall(frame(b"c"))
+        assert guest.moves()
+
+
+def test_there_are_four(guest: CountingGuest, server: GdbServer) -> None:
+    with Client(server) as client:
+        client.ask(b"?")
+        for number in range(4):
+            assert client.ask(b"Z0,%x,1" % (0x9000 + number)) == b"OK"
+        assert client.ask(b"Z0,9004,1").startswith(b"E.no more hardware breakpoints")
+        assert client.ask(b"z0,9000,1") == b"OK"
+        assert client.ask(b"Z0,9004,1") == b"OK"
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_a_client_that_dies_leaves_no_breakpoint(guest: CountingGuest, server: GdbServer, runs: bool) -> None:
+    code = guest.memory(LOOP_GPA, 8)
+    with Client(server) as client:
+        client.ask(b"?")
+        assert client.ask(b"Z0,9000,1") == client.ask(b"Z2,9100,4") == b"OK"
+        assert client.ask(b"Z0,%x,1" % LOOP_GPA) == b"OK"
+        assert guest.memory(LOOP_GPA, 8) == code
+        if runs:
+            client.ask(b"z0,%x,1" % LOOP_GPA)
+            client.socket.sendall(frame(b"c"))
+            assert guest.moves()
+    assert guest.moves()
+
+
+def test_killing_is_not_passed_on(guest: CountingGuest, server: GdbServer) -> None:
+    with Client(server) as client:
+        client.ask(b"?")
+        assert client.ask(b"vKill;1").startswith(b"E.")
+        client.socket.sendall(frame(b"k"))
+        assert client.hung_up()
+    assert guest.vmm.process.poll() is None
+
+
+def test_killed_with_a_breakpoint_set(guest: CountingGuest, stub: str, tmp_path: Path) -> None:
+    """The guest's memory is as it was; the guest stands, since QEMU's stub lets it; the next client frees it."""
+    code = guest.memory(LOOP_GPA, 8)
+    with gdbserver(*options(guest, stub), directory=tmp_path) as server, Client(server) as client:
+        client.ask(b"?")
+        assert client.ask(b"Z0,%x,1" % LOOP_GPA) == b"OK"
+        server.process.kill()
+        server.process.wait(10)
+    assert guest.memory(LOOP_GPA, 8) == code
+    assert "paused" in guest.vmm.hmp("info status")
+    with gdbserver(*options(guest, stub), directory=tmp_path) as server:
+        gdb(server.target, "detach")
+        assert guest.moves()
+
+
+def test_a_stop_has_an_end(guest: CountingGuest, stub: str, tmp_path: Path) -> None:
+    with gdbserver(*options(guest, stub), "--max-stop", "0.5", directory=tmp_path) as server:
+        with Client(server) as client:
+            client.ask(b"?")
+            client.ask(b"Z0,%x,1" % LOOP_GPA)
+            assert client.hung_up()
+        assert guest.moves()
+
+
+def test_no_stub_there(guest: CountingGuest, tmp_path: Path) -> None:
+    with (
+        gdbserver(*options(guest, "unix:/nowhere/stub"), directory=tmp_path) as server,
+        Client(server) as client,
+    ):
+        assert b"cannot be reached" in client.ask(b"?")
+    assert guest.moves()
+
+
+# ---- an emulated guest: KVM here fires no watchpoints, whoever asks for them
+
+
+class PlainPort:
+    """Reads and writes a VMM's memory; nobody is attached to it."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def readinto(self, hva: int, buffer: memoryview) -> int:
+        return native.read_into(self.pid, hva, buffer)
+
+    def read_pages(self, hvas: Sequence[int]) -> list[bytes | None]:
+        return native.read_pages(self.pid, hvas)
+
+    def write(self, hva: int, data: bytes) -> None:
+        native.write(self.pid, hva, data)
+
+
+class NoHold:
+    def hold(self) -> None:
+        """Its own stub stops it."""
+
+    def release(self) -> None:
+        """And lets it run."""
+
+
+@pytest.fixture
+def emulated(tmp_path: Path) -> Iterator[str]:
+    """Where gdb finds an emulated counting guest, served by a thread of this process."""
+    require_qemu()
+    require_gdb()
+    ended, bound = threading.Event(), threading.Event()
+    with counting_guest(tmp_path, accel="tcg") as counting:
+        path = tmp_path / "stub"
+        counting.vmm.hmp(f"gdbserver unix:{path},server=on,wait=off")
+        slots = SlotMap([Slot(0, 0xA0000, counting.ram_hva, "ram")])
+        memory = GuestMemory(slots, HvaSource(cast("IoctlPort", PlainPort(counting.vmm.pid))), None)
+        parts = GuestParts(
+            *(
+                counting.vmm.pid,
+                None,
+                "emulated",
+                SevInfo(SevKind.NONE),
+                slots,
+                memory,
+                [],
+                NoHold(),
+                dict,
+                print,
+            ),
+            no_registers="it is emulated",
+            paging=PagingMode.OFF,
+        )
+        target = AloneTarget(Guest(parts), hold=False)
+
+        def serve() -> None:
+            address = UnixAddress(str(tmp_path / "gdb.sock"))
+            new = partial(UpstreamSession, target, None, partial(Stub, UnixAddress(str(path)), 10.0))
+            with listening(address) as (listener, _), suppress(errors.TargetGone):
+                bound.set()
+                Server(listener, new, limits=Limits(), say=print, alive=lambda: not ended.is_set()).serve()
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        assert bound.wait(20)
+        yield str(tmp_path / "gdb.sock")
+        assert counting.moves()
+        ended.set()
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_watchpoints_of_an_emulated_guest(emulated: str) -> None:
+    watch = f"watch *(int *){COUNT_GPA:#x}"
+    text = gdb(
+        emulated, watch, "continue", "print/x $rip", "delete", f"a{watch}", "continue", f"x/2xb {LOOP_GPA:#x}"
+    )
+    values = re.search(r"Old value = (\d+)\nNew value = (\d+)", text)
+    assert values, text
+    assert int(values[2]) == int(values[1]) + 1
+    assert f"$1 = {JUMP_GPA:#x}" in text
+    assert "Hardware access (read/write) watchpoint 2" in text
+    assert text.count("New value = ") == 2, text
+    assert re.search(r"^0x604:\s+0x66\s+0xff", text, re.M), text
+
+
+def test_neighbouring_breakpoints_do_not_move_the_program_counter(emulated: str) -> None:
+    """gdb takes a stop one byte behind a software breakpoint for that one, unless it is told otherwise."""
+    text = gdb(emulated, f"break *{JUMP_GPA - 1:#x}", f"break *{JUMP_GPA:#x}", "continue", "print/x $rip")
+    assert f"$1 = {JUMP_GPA:#x}" in text, text
+    assert "Breakpoint 2, " in text
