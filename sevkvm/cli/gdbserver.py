@@ -70,10 +70,11 @@ def command(
 
     gdb's first packet stops the guest. `continue` lets it run, Ctrl-C stops it again; when gdb detaches or goes away,
     and when sevkvm ends in whatever way, it runs. Steps and breakpoints are refused: the VMM would take their exits
-    for the guest's own. Memory is changed with --write only, registers never. With --upstream QEMU's own stub does all
-    that, breakpoints by hardware only, and memory is still read and written here. `maint packet
-    Qqemu.PhyMemMode:1` makes addresses guest-physical; `monitor` takes the commands of `sevkvm monitor`. The address it listens on is printed
-    when gdb may connect (docs/gdb.md).
+    for the guest's own. Memory is changed with --write only, registers never.
+
+    With --upstream QEMU's own stub steps, breaks (by hardware only) and changes registers; memory is still read and
+    written here. `maint packet Qqemu.PhyMemMode:1` makes addresses guest-physical; `monitor` takes the commands of
+    `sevkvm monitor`. The address it listens on is printed when gdb may connect (docs/gdb.md).
     """
     from sevkvm.cli.gdb_monitor import monitor_for
     from sevkvm.gdbserver.listen import UnixAddress, listening, parse_address
