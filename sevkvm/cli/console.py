@@ -9,9 +9,11 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
+from signal import SIGINT
 from typing import TYPE_CHECKING, Any, Final
 
 from sevkvm import __version__
+from sevkvm.cli.signals import Interrupted, rearm
 
 if TYPE_CHECKING:
     from sevkvm.monitor.monitor import Monitor
@@ -21,33 +23,44 @@ _HISTORY_LINES: Final = 1000
 
 
 def converse(monitor: Monitor) -> None:
-    """Until ``quit`` or the end of the input. Ctrl-C drops the line, or the command that is under way."""
+    """Until ``quit`` or the end of the input. Ctrl-C drops the line that is typed; while a command works it ends all.
+
+    A command cut short may leave a request on its way in the VMM: only leaving the VMM undoes that.
+    """
     interactive = sys.stdin.isatty()
     readline = _prepared() if interactive else None
     if interactive:
         sys.stdout.write(f"sevkvm {__version__} monitor - type 'help' for more information\n")
     try:
         while not monitor.over:
-            try:
-                line = input(PROMPT) if interactive else _next_line()
-                sys.stdout.write(monitor.execute(line))
-                sys.stdout.flush()
-            except EOFError:
+            line = _typed_line() if interactive else _next_line()
+            if line is None:
                 break
-            except KeyboardInterrupt:
-                if not interactive:
-                    raise
-                sys.stdout.write("\n")
+            sys.stdout.write(monitor.execute(line))
+            sys.stdout.flush()
     finally:
         if readline is not None:
             _keep_history(readline)
 
 
-def _next_line() -> str:
+def _typed_line() -> str | None:
+    """None at the end of the input (Ctrl-D)."""
+    try:
+        return input(PROMPT)
+    except EOFError:
+        sys.stdout.write("\n")
+        return None
+    except Interrupted as signal:
+        if signal.signum != SIGINT:
+            raise
+        rearm()
+        sys.stdout.write("\n")
+        return ""
+
+
+def _next_line() -> str | None:
     line = sys.stdin.readline(1 << 16)
-    if not line:
-        raise EOFError
-    return line.rstrip("\n")
+    return line.rstrip("\n") if line else None
 
 
 def history_path() -> Path:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_armed: set[int] = set()  # those that raise Interrupted, or did before the first of them came
 
 
 class Interrupted(KeyboardInterrupt):
@@ -41,11 +42,19 @@ def unwinding_signals() -> Iterator[None]:
     for signum, handler in previous.items():
         if handler is not signal.SIG_IGN:
             signal.signal(signum, _interrupt)
+            _armed.add(signum)
     try:
         yield
     finally:
+        _armed.clear()
         for signum, handler in previous.items():
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+
+
+def rearm() -> None:
+    """After an Interrupted that was no reason to end: the next signal is heard again."""
+    for signum in _armed:
+        signal.signal(signum, _interrupt)
 
 
 class Deferral:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
+from sevkvm.monitor.problem import failed
+
 if TYPE_CHECKING:
     from types import TracebackType
 
@@ -14,8 +16,8 @@ if TYPE_CHECKING:
 _HELD: Final = (
     "the VMM's monitor is not known: sevkvm itself holds the vCPU threads, until `cont` or until it ends\n"
 )
-_NOT_HELD: Final = "the VMM's monitor is not known, and sevkvm does not hold this guest\n"
-_A_DUMP: Final = "Error: this guest is a dump: it stands still\n"
+_NOT_HELD: Final = "the VMM's monitor is not known, and sevkvm does not hold this guest"
+_A_DUMP: Final = "this guest is a dump: it stands still"
 
 
 class RunControl:
@@ -40,9 +42,9 @@ class RunControl:
         return self._hold is not None
 
     def stop(self) -> str:
-        """What there is to say; "" if the VMM did it."""
+        """What there is to say; "" if the VMM did it. CommandProblem for a dump."""
         if self._guest.contents is not None:
-            return _A_DUMP
+            raise failed(_A_DUMP)
         told = None if self.holding else self._outside.ask("stop")
         if told is not None:
             return told
@@ -52,14 +54,16 @@ class RunControl:
         return _HELD
 
     def cont(self) -> str:
-        """As ``stop``."""
+        """As ``stop``; CommandProblem where nobody can."""
         if self._guest.contents is not None:
-            return _A_DUMP
+            raise failed(_A_DUMP)
         if self.holding:
             self._let_go()
             return ""
         told = self._outside.ask("cont")
-        return _NOT_HELD if told is None else told
+        if told is None:
+            raise failed(_NOT_HELD)
+        return told
 
     def _let_go(self) -> None:
         hold, self._hold = self._hold, None

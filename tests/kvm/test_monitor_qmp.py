@@ -96,15 +96,17 @@ def monitor(vmm: QemuVmm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield path
 
 
-def test_answers_are_qemus_byte_for_byte(vmm: QemuVmm, monitor: Path) -> None:
+def test_answers_are_qemus_byte_for_byte(vmm: QemuVmm, monitor: Path, tmp_path: Path) -> None:
     # QEMU serves one client a socket, and the monitor asks it in between: one after the other
     ours = Lines(str(monitor))
     assert ours.greeting["QMP"]["version"]["qemu"].keys() == {"micro", "minor", "major"}
-    said = [ours.ask(message) for message in BEFORE + AFTER]
+    messages = [message.replace("file:x", f"file:{tmp_path}/x") for message in BEFORE + AFTER]
+    said = [ours.ask(message) for message in messages]
+    assert list(tmp_path.iterdir()) == []
     ours.close()
     theirs = Lines(vmm.qmp_path)
     assert len(said) > 30
-    for message, line in zip(BEFORE + AFTER, said, strict=True):
+    for message, line in zip(messages, said, strict=True):
         assert line == theirs.ask(message), message
     theirs.close()
 
