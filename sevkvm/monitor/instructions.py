@@ -6,6 +6,7 @@ memory after an instruction cannot be read, QEMU gives up up to 31 bytes early; 
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 from sevkvm.abi import x86
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 _LONGEST: Final = 15  # bytes of an x86 instruction
 _AHEAD_NBYTES: Final = 512
 _LINE_NBYTES: Final = 8
+# capstone 5 spells -1 to -9 of 64 bits without their sign; 4, which QEMU 7.2 uses, did not
+_UNSIGNED: Final = re.compile(r"\$(1844674407370955160[7-9]|1844674407370955161[0-5])\b")
 
 
 def disassemble(monitor: Monitor, reader: Reader, count: int, address: int) -> Iterator[str]:
@@ -55,6 +58,7 @@ def _read(reader: Reader, address: int, nbytes: int) -> bytes:
 
 def _lines(at: int, code: bytes, mnemonic: str, operands: str) -> Iterator[str]:
     head = code[:_LINE_NBYTES].hex(" ")
+    operands = _UNSIGNED.sub(lambda found: f"${int(found[1]) - (1 << 64)}", operands)
     yield f"0x{at:08x}:  {head:<{3 * _LINE_NBYTES}} {mnemonic:<8} {operands}\n"
     for offset in range(_LINE_NBYTES, len(code), _LINE_NBYTES):
         yield f"0x{at + offset:08x}:  {code[offset : offset + _LINE_NBYTES].hex(' ')}\n"

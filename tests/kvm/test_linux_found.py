@@ -105,14 +105,16 @@ def test_without_registers(case: Case) -> None:
     assert kernel is not None
     assert kernel.form == case.kernel_form
     assert_told_by_the_guest(kernel.info, case)
-    assert search.refused == []
+    # what start-up code left of an earlier copy of the kernel's data may look like a stack, and is seen through
+    assert all(why.endswith("no page tables of a kernel behind it") for why in search.refused)
+    refused = len(search.refused)
     # one page in 512, one chunk with the top table, then the kernel's data up to the pointer, and what is behind
     # a few hundred addresses in it; a chunk is one read, and so are a sample and what an address leads to
     samples = case.plain.machine.ram_nbytes // (2 * MIB)
     chunks = [nbytes for _, nbytes in memory.peeks if nbytes > PAGE]
     assert search.pages == len(memory.pages_peeked)
-    assert samples + 128 < search.pages < samples + 4000
-    assert sum(chunks) <= 16 * MIB
+    assert samples + 128 < search.pages < samples + 4000 + 512 * refused
+    assert sum(chunks) <= 16 * MIB + 2 * MIB * refused
     assert len(memory.peeks) < samples + len(chunks) + 400
     assert len(memory.tables_read) < 64
 

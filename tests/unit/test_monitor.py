@@ -16,7 +16,7 @@ from sevkvm.guest import Guest
 from sevkvm.lab.demo import DemoOptions, demo_image
 from sevkvm.lab.image import Image
 from sevkvm.memory.source import Slot, SlotMap
-from sevkvm.monitor import memorytree
+from sevkvm.monitor import instructions, memorytree
 from sevkvm.monitor.completion import candidates
 from sevkvm.monitor.monitor import Monitor
 from sevkvm.monitor.outside import NoOutside
@@ -186,6 +186,21 @@ def test_what_an_error_is_called_leads_to_the_help(guest: tuple[Guest, Holder]) 
         assert " -- " in said, name
         assert "unknown" not in said, name
     assert monitor.execute("help").count("\n") > len(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("spelled", "expected"),
+    [
+        ("$18446744073709551615, 0x78(%rsp)", "$-1, 0x78(%rsp)"),
+        ("$18446744073709551607, %rax", "$-9, %rax"),
+        ("$18446744073709551606, %rax", "$18446744073709551606, %rax"),
+        ("$0x10, %rax", "$0x10, %rax"),
+    ],
+)
+def test_small_negative_operands_have_their_sign(spelled: str, expected: str) -> None:
+    assert list(instructions._lines(0, b"\x90", "movq", spelled)) == [
+        f"0x00000000:  {'90':<24} movq     {expected}\n"
+    ]
 
 
 def test_completion() -> None:
