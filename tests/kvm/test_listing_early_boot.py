@@ -126,7 +126,7 @@ def test_ovmf_in_long_mode() -> None:
     if not OVMF.exists():
         pytest.skip(f"{OVMF} not installed (Debian: apt install ovmf)")
     with qemu(accel="tcg", ram="256M", extra=["-cpu", "max", "-bios", str(OVMF)]) as vmm:
-        seen = {}
+        seen, late = {}, 0
         for efer_bits in (0x500, 0xD00):
             cr3 = run_until(vmm, efer_bits)
             form = form_of("4level", int(cr3, 16), nx=bool(efer_bits & 0x800))
@@ -136,4 +136,7 @@ def test_ovmf_in_long_mode() -> None:
             assert our_tlb(reader, form) == expected
             assert our_mem(reader, form) == vmm.hmp("info mem")
             seen[cr3] = expected
-        assert len(seen) == 2
+            if efer_bits == 0x500:
+                # a busy machine may look so late that the first phase is over
+                late = int(register(vmm.hmp("info registers"), "EFER"), 16) & 0x800
+        assert late or len(seen) == 2
