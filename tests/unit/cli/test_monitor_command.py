@@ -171,7 +171,10 @@ def test_the_console(dump: str, tmp_path: Path) -> None:
         terminal.wait_for(b"$rflags")
         terminal.wait_for(b"(sevkvm) ")
         for _ in range(3):
-            terminal.type(b"prin\x03")  # Ctrl-C drops the line
+            terminal.type(b"prin")
+            terminal.wait_for(b"prin")
+            time.sleep(0.2)  # the prompt is printed a moment before the line editor takes over
+            terminal.type(b"\x03")  # Ctrl-C drops the line
             terminal.wait_for(b"(sevkvm) ")
         terminal.type(b"quit\n")
         assert terminal.process.wait(PATIENCE) == 0
