@@ -2,7 +2,7 @@
 
 ``spec`` is a comma-separated list of ``name:type``: ``/`` a format; ``l`` a 64-bit expression, ``i`` a 32-bit one;
 ``s`` a string, ``F`` a file name; ``S`` the rest of the line; ``-f`` a flag. A ``?`` after l, i, s, F, S makes it
-optional. An expression goes on as long as it can: ``memsave 0 16 /tmp/x`` divides 16 by something, which is why file
+optional. An expression goes on as long as it can: ``memsave 0 16 /path/f`` divides 16 by something, which is why file
 names after numbers need quotes.
 """
 
