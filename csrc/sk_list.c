@@ -7,7 +7,7 @@
 #include <sys/random.h>
 
 #include "sk_cache.h"
-#include "sk_line.h"
+#include "sk_emit.h"
 #include "sk_rights.h"
 #include "sk_summary.h"
 
@@ -23,13 +23,6 @@ _Static_assert((SK_LEVEL1 | SK_LEVEL2 | SK_LEVEL3) > SK_RESERVED * 2 - 1, "flags
 _Static_assert(SK_LEVEL3 < 1 << SK_SUMMARY_FLAG_BITS, "summaries hold all flags");
 _Static_assert(sizeof(struct sk_list_leaf) == 48 && sizeof(struct sk_list_run) == 24 &&
                sizeof(struct sk_list_unreadable) == 24, "Python unpacks arrays of these");
-
-static const size_t record_nbytes[] = {
-	[SK_LIST_LEAVES] = sizeof(struct sk_list_leaf),
-	[SK_LIST_RUNS] = sizeof(struct sk_list_run),
-	[SK_LIST_LEAVES_TEXT] = SK_LINE_LEAF_NBYTES,
-	[SK_LIST_RUNS_TEXT] = SK_LINE_RUN_NBYTES,
-};
 
 /* A table on a path, decoded, and where the path goes on from it. */
 struct place {
@@ -80,26 +73,10 @@ struct sk_list {
 	uint16_t wanted_hash[WANTED_HASH]; /* 1 + index in wanted */
 	struct sk_run ahead_runs[MAX_LEVELS + 1][SK_MAX_ENTRIES];
 
-	char *out;
-	char *out_end;
-	bool run_open;     /* a run has begun and may go on */
-	uint64_t run_start;
-	uint64_t run_end;
-	uint32_t run_flags;
-
+	struct sk_emit emit;
 	struct sk_list_unreadable *unreadable;
 	struct sk_list_totals totals;
 };
-
-static bool makes_runs(const struct sk_list *list)
-{
-	return list->options.kind == SK_LIST_RUNS || list->options.kind == SK_LIST_RUNS_TEXT;
-}
-
-static bool has_room(const struct sk_list *list)
-{
-	return (size_t)(list->out_end - list->out) >= record_nbytes[list->options.kind];
-}
 
 /* Flags as seen through an entry, or a path of entries, with these flags. */
 static uint32_t seen_through(uint32_t entry, uint32_t flags)
@@ -117,61 +94,6 @@ static bool lies_in(const struct sk_list_range *range, uint64_t first, uint64_t 
 	return range->first <= first && last <= range->last;
 }
 
-/* Output */
-
-static void flush_run(struct sk_list *list)
-{
-	uint64_t start = sk_space_gva(&list->space, list->run_start);
-	uint64_t nbytes = list->run_end - list->run_start;
-
-	list->run_open = false;
-	if (list->options.kind == SK_LIST_RUNS) {
-		struct sk_list_run run = { start, nbytes, list->run_flags };
-
-		memcpy(list->out, &run, sizeof run);
-	} else {
-		sk_line_run(list->out, start, sk_space_gva(&list->space, list->run_end), sk_space_gva(&list->space, nbytes),
-		            list->run_flags);
-	}
-	list->out += record_nbytes[list->options.kind];
-}
-
-/* There is room for one record. */
-static void add_run(struct sk_list *list, uint64_t start, uint64_t end, uint32_t flags)
-{
-	bool middle = list->options.kind == SK_LIST_RUNS && list->space.sign_bit < SK_SPACE_NO_SIGN && start == 1ULL << list->space.sign_bit;
-
-	flags &= list->options.tell_apart;
-	if (list->run_open && list->run_end == start && list->run_flags == flags && !middle) {
-		list->run_end = end;
-		return;
-	}
-	if (list->run_open)
-		flush_run(list);
-	list->run_open = true;
-	list->run_start = start;
-	list->run_end = end;
-	list->run_flags = flags;
-}
-
-static void add_leaf(struct sk_list *list, const struct frame *frame, const struct sk_run *run, uint32_t nth,
-                     uint32_t flags)
-{
-	uint32_t index = run->first + nth;
-	uint64_t gva = sk_space_gva(&list->space, entry_start(list, &frame->place, index));
-	uint64_t gpa = run->gpa + nth * run->page_nbytes;
-	uint64_t entry = sk_walk_raw(&list->paging, frame->place.level, frame->table, index);
-
-	if (list->options.kind == SK_LIST_LEAVES) {
-		struct sk_list_leaf leaf = { gva, gpa, run->page_nbytes, frame->place.level, entry, flags };
-
-		memcpy(list->out, &leaf, sizeof leaf);
-	} else {
-		sk_line_leaf(list->out, gva, gpa, entry, frame->place.level > 1);
-	}
-	list->out += record_nbytes[list->options.kind];
-}
-
 /* What is known of tables */
 
 enum verdict { WALK, NOTHING_THERE, ONE_RUN };
@@ -183,9 +105,9 @@ static enum verdict judge(const struct sk_list *list, const struct sk_summary *k
 		return WALK;
 	if (!known->leaves)
 		return NOTHING_THERE;
-	if (!makes_runs(list) || !whole || !known->full)
+	if (!sk_emit_makes_runs(&list->emit) || !whole || !known->full)
 		return WALK;
-	if ((seen_through(inherited, known->all) ^ seen_through(inherited, known->any)) & list->options.tell_apart)
+	if ((seen_through(inherited, known->all) ^ seen_through(inherited, known->any)) & list->emit.tell_apart)
 		return WALK;
 	return ONE_RUN;
 }
@@ -434,9 +356,9 @@ static bool take_table(struct sk_list *list, struct frame *frame)
 		pass(frame, 0, 0, 0, false);
 		return true;
 	case ONE_RUN:
-		if (!has_room(list))
+		if (!sk_emit_has_room(&list->emit))
 			return false;
-		add_run(list, child.base, entry_start(list, &frame->place, run->first + 1U),
+		sk_emit_run(&list->emit, child.base, entry_start(list, &frame->place, run->first + 1U),
 		        seen_through(child.inherited, known->all));
 		list->totals.leaves += known->leaves;
 		pass(frame, known->leaves, known->all, known->any, true);
@@ -454,6 +376,22 @@ static bool take_table(struct sk_list *list, struct frame *frame)
 	return true;
 }
 
+static void add_leaf(struct sk_list *list, const struct frame *frame, const struct sk_run *run, uint32_t nth,
+                     uint32_t flags)
+{
+	uint32_t index = run->first + nth;
+	struct sk_list_leaf leaf = {
+		.gva = entry_start(list, &frame->place, index),
+		.gpa = run->gpa + nth * run->page_nbytes,
+		.nbytes = run->page_nbytes,
+		.level = frame->place.level,
+		.entry = sk_walk_raw(&list->paging, frame->place.level, frame->table, index),
+		.flags = flags,
+	};
+
+	sk_emit_leaf(&list->emit, &leaf);
+}
+
 /* A leaf that may stick out of its range: its pieces as runs, or (once) as a leaf. False: no room. */
 static bool take_cut_leaf(struct sk_list *list, struct frame *frame, const struct sk_run *run, uint32_t flags)
 {
@@ -462,9 +400,9 @@ static bool take_cut_leaf(struct sk_list *list, struct frame *frame, const struc
 
 	if (!sk_space_range_at(&list->space, &list->range, first) || list->space.ranges[list->range].first > last)
 		return true;
-	if (!has_room(list))
+	if (!sk_emit_has_room(&list->emit))
 		return false;
-	if (!makes_runs(list)) {
+	if (!sk_emit_makes_runs(&list->emit)) {
 		add_leaf(list, frame, run, frame->done, flags);
 		list->totals.leaves++;
 		return true;
@@ -472,12 +410,12 @@ static bool take_cut_leaf(struct sk_list *list, struct frame *frame, const struc
 	for (;;) {
 		const struct sk_list_range *range = &list->space.ranges[list->range];
 
-		add_run(list, range->first > first ? range->first : first, (range->last < last ? range->last : last) + 1,
+		sk_emit_run(&list->emit, range->first > first ? range->first : first, (range->last < last ? range->last : last) + 1,
 		        flags);
 		if (range->last >= last || list->range + 1 == list->space.nranges || range[1].first > last)
 			break;
 		list->range++;
-		if (!has_room(list))
+		if (!sk_emit_has_room(&list->emit))
 			return false;
 	}
 	list->totals.leaves++;
@@ -491,10 +429,10 @@ static bool take_leaves(struct sk_list *list, struct frame *frame, uint32_t *bud
 	uint32_t own = (run->flags & ~(uint32_t)SK_RESERVED) | SK_LEVEL1 << (frame->place.level - 1);
 	uint32_t flags = seen_through(frame->place.inherited, own);
 
-	if (frame->place.whole && makes_runs(list)) {
-		if (!has_room(list))
+	if (frame->place.whole && sk_emit_makes_runs(&list->emit)) {
+		if (!sk_emit_has_room(&list->emit))
 			return false;
-		add_run(list, entry_start(list, &frame->place, run->first),
+		sk_emit_run(&list->emit, entry_start(list, &frame->place, run->first),
 		        entry_start(list, &frame->place, (uint32_t)run->first + run->count), flags);
 		list->totals.leaves += run->count;
 	} else {
@@ -505,7 +443,7 @@ static bool take_leaves(struct sk_list *list, struct frame *frame, uint32_t *bud
 					return false;
 				continue;
 			}
-			if (!has_room(list))
+			if (!sk_emit_has_room(&list->emit))
 				return false;
 			add_leaf(list, frame, run, frame->done, flags);
 			list->totals.leaves++;
@@ -537,8 +475,7 @@ enum sk_list_state sk_list_step(struct sk_list *list, void *buffer, size_t nbyte
 	enum sk_list_state state = SK_LIST_AGAIN;
 	uint32_t budget = STEP_BUDGET;
 
-	list->out = buffer;
-	list->out_end = list->out + nbytes;
+	sk_emit_into(&list->emit, buffer, nbytes);
 	while (budget--) {
 		struct frame *frame;
 		bool went_on = true;
@@ -552,10 +489,9 @@ enum sk_list_state sk_list_step(struct sk_list *list, void *buffer, size_t nbyte
 			continue;
 		}
 		if (!list->depth) {
-			if (list->run_open && !has_room(list))
+			if (list->emit.run_open && !sk_emit_has_room(&list->emit))
 				break;
-			if (list->run_open)
-				flush_run(list);
+			sk_emit_end_run(&list->emit);
 			state = SK_LIST_DONE;
 			break;
 		}
@@ -573,7 +509,7 @@ enum sk_list_state sk_list_step(struct sk_list *list, void *buffer, size_t nbyte
 		if (!went_on && !list->nwanted)
 			break; /* no room */
 	}
-	*used = (size_t)(list->out - (char *)buffer);
+	*used = (size_t)(list->emit.out - (char *)buffer);
 	return state;
 }
 
@@ -638,8 +574,7 @@ enum sk_status sk_list_create(const struct sk_paging *paging, const struct sk_li
 	list->levels = levels;
 	for (uint32_t level = 1; level <= levels; level++)
 		list->shifts[level] = sk_walk_shift(paging, level);
-	if (options->kind == SK_LIST_RUNS_TEXT)
-		list->options.tell_apart = SK_WRITABLE | SK_USER;
+	sk_emit_init(&list->emit, options->kind, options->tell_apart, &list->space);
 	list->unreadable = calloc(options->unreadable + 1, sizeof list->unreadable[0]);
 	status = list->unreadable ? SK_OK : sk_fail_errno(err, ENOMEM, "a list of unreadable page tables");
 	if (!status)
@@ -655,7 +590,7 @@ enum sk_status sk_list_create(const struct sk_paging *paging, const struct sk_li
 	list->window = sk_cache_npages(list->cache) / 8;
 	if (list->window > SK_LIST_MAX_WANTED)
 		list->window = SK_LIST_MAX_WANTED;
-	if (makes_runs(list))
+	if (sk_emit_makes_runs(&list->emit))
 		list->rights_bits = sk_rights_bits(paging);
 	*out = list;
 	return SK_OK;

@@ -19,6 +19,7 @@ SOURCES = (
     "sk_summary.c",
     "sk_space.c",
     "sk_rights.c",
+    "sk_emit.c",
     "sk_line.c",
     "sk_scan.c",
     "sk_walk.c",
