@@ -119,8 +119,10 @@ def read_into(pid: int, hva: int, buffer: bytearray | memoryview) -> int:
     """
     call = Call(pid)
     done = ffi.new("size_t *")
-    view = ffi.from_buffer(buffer, require_writable=True)
-    status = lib.sk_read(pid, hva, view, len(view), done, call.err)
+    # Released here and not by the garbage collector: a signal that raises leaves this frame in a traceback, and a
+    # collected memoryview that is still borrowed crashes CPython (3.11 memory_clear).
+    with ffi.from_buffer(buffer, require_writable=True) as view:
+        status = lib.sk_read(pid, hva, view, len(view), done, call.err)
     if status not in (Status.OK, Status.FAULT):
         call.check(status)
     return int(done[0])
@@ -165,8 +167,9 @@ def write(pid: int, hva: int, data: bytes | bytearray | memoryview) -> None:
     """Write process memory, respecting its page protection; MemoryFault if it does not all fit."""
     call = Call(pid)
     done = ffi.new("size_t *")
-    view = ffi.from_buffer(data)
-    call.check(lib.sk_write(pid, hva, view, len(view), done, call.err))
+    with ffi.from_buffer(data) as view:
+        status = lib.sk_write(pid, hva, view, len(view), done, call.err)
+    call.check(status)
 
 
 def same_file(pid1: int, fd1: int, pid2: int, fd2: int) -> bool:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -116,6 +117,22 @@ def test_read_into_part_of_a_buffer_leaves_the_rest(two_pages: mmap.mmap) -> Non
 
 def test_read_into_an_empty_buffer(two_pages: mmap.mmap) -> None:
     assert native.read_into(os.getpid(), native.address_of(two_pages), bytearray()) == 0
+
+
+@pytest.mark.parametrize("function", ["sk_read", "sk_write"])
+def test_a_signal_in_a_copy_leaves_no_buffer_borrowed(monkeypatch: pytest.MonkeyPatch, function: str) -> None:
+    """Its traceback may live until the interpreter ends, which crashes on a memoryview that is still borrowed."""
+
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(native, "lib", SimpleNamespace(**{function: interrupted}))
+    view = memoryview(bytearray(PAGE))
+    copy = native.read_into if function == "sk_read" else native.write
+    with pytest.raises(KeyboardInterrupt) as caught:
+        copy(os.getpid(), 0, view)
+    assert caught.tb is not None
+    view.release()  # BufferError if the frames of the traceback have an export of it
 
 
 def test_a_short_exact_read_names_the_first_unreadable_byte() -> None:
