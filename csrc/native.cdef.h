@@ -31,9 +31,11 @@ struct sk_deputy_info {
 	uint64_t borrowed_ns;
 	uint64_t attach_ns;
 	uint64_t calls;
+	uint32_t filters;
+	uint32_t trusted;
 };
-int sk_deputy_open(int pid, size_t scratch_nbytes, uint32_t timeout_ms, struct sk_deputy **out,
-                   struct sk_error *err);
+int sk_deputy_open(int pid, size_t scratch_nbytes, uint32_t timeout_ms, bool trust_sandbox,
+                   struct sk_deputy **out, struct sk_error *err);
 int sk_deputy_check(int pid, struct sk_error *err);
 void sk_deputy_info(const struct sk_deputy *deputy, struct sk_deputy_info *out);
 int sk_deputy_start(struct sk_deputy *deputy, int fd, uint64_t request, uint64_t argument,

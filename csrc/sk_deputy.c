@@ -11,7 +11,7 @@
  *
  * System calls that the target is made to run: mmap, munmap, clone with exactly the flags of a new pthread,
  * ioctl, exit; and rt_sigreturn, should we die while a thread is borrowed. Any other might end a VMM that runs
- * under a seccomp filter.
+ * under a seccomp filter; and even these are made only after the filters themselves have been asked (sk_seccomp.c).
  */
 #define _GNU_SOURCE
 #include "sk_deputy.h"
@@ -30,6 +30,7 @@
 #include "sk_gadget.h"
 #include "sk_hold.h"
 #include "sk_remote.h"
+#include "sk_seccomp.h"
 #include "sk_tasks.h"
 #include "sk_trace.h"
 
@@ -46,6 +47,8 @@ struct sk_deputy {
 	pid_t owner; /* our thread that ptrace belongs to */
 	uint64_t timeout_ns;
 	struct sk_gadgets gadgets;
+	struct sk_seccomp sandbox; /* of the borrowed thread, which the deputy inherits */
+	bool trust_sandbox;
 	struct sk_found_areas found;
 	uint64_t control_hva;
 	struct sk_area arena;
@@ -106,6 +109,39 @@ static enum sk_status refused(const struct sk_deputy *deputy, int64_t result, co
                               struct sk_error *err)
 {
 	return sk_fail(err, SK_ERR_UNSUPPORTED, (int)-result, 0, "%s in process %d", what, (int)deputy->remote.pid);
+}
+
+/*
+ * Would the target's sandbox let pass all that we are going to do, and what our chains do if we die? Asked while
+ * the thread is held and before anything is called.
+ */
+static enum sk_status check_sandbox(struct sk_deputy *deputy, pid_t tid, struct sk_error *err)
+{
+	const uint64_t prot = PROT_READ | PROT_WRITE, shared = MAP_SHARED | MAP_ANONYMOUS, no_fd = (uint64_t)-1;
+	const struct sk_area arena = sk_arena_place(deputy->info.scratch_nbytes);
+	const struct {
+		long number;
+		uint64_t args[6];
+	} calls[] = {
+		{ SYS_mmap, { sk_control_place(), SK_CONTROL_NBYTES, prot, shared, no_fd, 0 } },
+		{ SYS_mmap, { arena.hva, arena.nbytes, prot, shared, no_fd, 0 } },
+		{ SYS_clone, { THREAD_FLAGS, sk_control_place(), sk_control_place(), 0, sk_control_place() } },
+		{ SYS_munmap, { arena.hva, arena.nbytes } },
+		{ SYS_munmap, { sk_control_place(), SK_CONTROL_NBYTES } },
+		{ SYS_exit, { 0 } },
+		{ SYS_rt_sigreturn, { 0 } },
+	};
+	enum sk_status status;
+
+	sk_seccomp_forget(&deputy->sandbox);
+	status = sk_seccomp_read(deputy->remote.pid, tid, &deputy->sandbox, err);
+	if (!status && deputy->sandbox.unreadable && !deputy->trust_sandbox)
+		return sk_fail(err, SK_ERR_SANDBOX, 0, 0,
+		               "process %d has a seccomp filter that the kernel does not show us", (int)deputy->remote.pid);
+	for (size_t i = 0; !status && i < sizeof calls / sizeof *calls; i++)
+		status = sk_seccomp_check(&deputy->sandbox, deputy->gadgets.syscall_ret, calls[i].number, calls[i].args,
+		                          true, err);
+	return status;
 }
 
 /* On the borrowed thread: map the control page and start the deputy on it. */
@@ -177,7 +213,9 @@ static enum sk_status try_borrow(struct sk_deputy *deputy, pid_t tid, struct sk_
 	status = sk_borrow(deputy->remote.pid, tid, &deputy->gadgets, deadline_in(deputy->timeout_ns), &borrowed, err);
 	if (status)
 		return status;
-	status = add_thread(deputy, &borrowed, err);
+	status = check_sandbox(deputy, tid, err);
+	if (!status)
+		status = add_thread(deputy, &borrowed, err);
 	returned = sk_borrow_return(&borrowed, status ? NULL : err);
 	deputy->info.borrowed_tid = tid;
 	deputy->info.borrowed_ns = sk_now_ns() - start;
@@ -201,8 +239,8 @@ static enum sk_status borrow_and_add(struct sk_deputy *deputy, struct sk_error *
 		status = try_borrow(deputy, tasks[i].tid, err);
 		if (status == SK_ERR_NO_PROCESS && tasks[i].tid != deputy->remote.pid)
 			continue;
-		/* another thread may do where this one has no stack to spare; what refuses one refuses all */
-		if (status != SK_ERR_FAULT)
+		/* another thread may have stack to spare, or another filter; what else refuses one refuses all */
+		if (status != SK_ERR_FAULT && status != SK_ERR_SANDBOX)
 			break;
 	}
 	free(tasks);
@@ -255,8 +293,8 @@ static enum sk_status await_new_thread(struct sk_deputy *deputy, struct sk_error
 	return status;
 }
 
-enum sk_status sk_deputy_open(pid_t pid, size_t scratch_nbytes, uint32_t timeout_ms, struct sk_deputy **out,
-                              struct sk_error *err)
+enum sk_status sk_deputy_open(pid_t pid, size_t scratch_nbytes, uint32_t timeout_ms, bool trust_sandbox,
+                              struct sk_deputy **out, struct sk_error *err)
 {
 	const size_t page = 4096;
 	uint64_t start = sk_now_ns();
@@ -276,6 +314,7 @@ enum sk_status sk_deputy_open(pid_t pid, size_t scratch_nbytes, uint32_t timeout
 		return sk_fail_errno(err, ENOMEM, "room for a deputy");
 	deputy->remote.pid = pid;
 	deputy->owner = gettid();
+	deputy->trust_sandbox = trust_sandbox;
 	deputy->info.scratch_nbytes = scratch_nbytes;
 	deputy->timeout_ns = (uint64_t)timeout_ms * 1000000u;
 	status = sk_gadgets_find(pid, &deputy->gadgets, err);
@@ -295,6 +334,8 @@ enum sk_status sk_deputy_open(pid_t pid, size_t scratch_nbytes, uint32_t timeout
 	deputy->info.pid = pid;
 	deputy->info.tid = deputy->remote.tid;
 	deputy->remote.calls = 0;
+	deputy->info.filters = (uint32_t)deputy->sandbox.nfilters;
+	deputy->info.trusted = deputy->sandbox.unreadable;
 	deputy->info.attach_ns = sk_now_ns() - start;
 	*out = deputy;
 	return SK_OK;
@@ -348,6 +389,9 @@ enum sk_status sk_deputy_start(struct sk_deputy *deputy, int fd, uint64_t reques
 	const uint64_t args[6] = { (uint64_t)fd, request, argument };
 	enum sk_status status = check_owner(deputy, err);
 
+	/* some VMMs list the requests that they make; an errno is an answer like any other */
+	if (!status)
+		status = sk_seccomp_check(&deputy->sandbox, deputy->gadgets.syscall_ret, SYS_ioctl, args, false, err);
 	if (!status)
 		status = sk_remote_enter(&deputy->remote, deputy->chain_sp, SYS_ioctl, args,
 		                         deadline_in(deputy->timeout_ns), err);
@@ -438,5 +482,6 @@ void sk_deputy_close(struct sk_deputy *deputy, uint32_t timeout_ms)
 	}
 	/* a deputy that is still in a call finishes it when we end, and then cleans up by its chain */
 	free(deputy->hold.tids);
+	sk_seccomp_forget(&deputy->sandbox);
 	free(deputy);
 }

@@ -8,6 +8,7 @@
 #ifndef SK_DEPUTY_H
 #define SK_DEPUTY_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
@@ -28,14 +29,19 @@ struct sk_deputy_info {
 	uint64_t borrowed_ns;    /* how long the borrowed thread stood still */
 	uint64_t attach_ns;      /* the whole of sk_deputy_open */
 	uint64_t calls;          /* system calls run on the deputy so far */
+	uint32_t filters;        /* seccomp filters of the target that are asked before each call */
+	uint32_t trusted;        /* 1: it has filters that cannot be read, and its user said that they are fine */
 };
 
 /*
  * Add a deputy to process pid with scratch_nbytes of scratch (rounded up to pages). Waits are bounded by
  * timeout_ms each. On failure the target is as it was.
+ *
+ * The target's seccomp filters are run here first: SK_ERR_SANDBOX for a call that they would not let pass, before
+ * it is made. Filters that the kernel does not show us are SK_ERR_SANDBOX too, unless trust_sandbox is set.
  */
-enum sk_status sk_deputy_open(pid_t pid, size_t scratch_nbytes, uint32_t timeout_ms, struct sk_deputy **out,
-                              struct sk_error *err);
+enum sk_status sk_deputy_open(pid_t pid, size_t scratch_nbytes, uint32_t timeout_ms, bool trust_sandbox,
+                              struct sk_deputy **out, struct sk_error *err);
 
 /*
  * What sk_deputy_open would refuse, as far as it shows without stopping or changing anything: rights, the kind
@@ -48,7 +54,7 @@ void sk_deputy_info(const struct sk_deputy *deputy, struct sk_deputy_info *out);
 /*
  * Start ioctl(fd, request, argument) on the deputy, and wait for its end. sk_deputy_wait returns
  * SK_ERR_TIMEOUT while the call is still in flight (wait again, or close); on SK_OK *result is the
- * kernel's raw answer: >= 0, or -errno.
+ * kernel's raw answer: >= 0, or -errno. SK_ERR_SANDBOX: not started, for the target's filter would harm it.
  */
 enum sk_status sk_deputy_start(struct sk_deputy *deputy, int fd, uint64_t request, uint64_t argument,
                                struct sk_error *err);

@@ -18,6 +18,7 @@ static const char *const status_names[SK_STATUS_COUNT] = {
 	[SK_ERR_LOST] = "SK_ERR_LOST",
 	[SK_ERR_FAULT] = "SK_ERR_FAULT",
 	[SK_ERR_INVALID] = "SK_ERR_INVALID",
+	[SK_ERR_SANDBOX] = "SK_ERR_SANDBOX",
 };
 
 const char *sk_status_name(uint32_t status)

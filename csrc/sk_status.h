@@ -18,6 +18,7 @@ enum sk_status {
 	SK_ERR_LOST,         /* our thread in the target has vanished */
 	SK_ERR_FAULT,        /* address: the first byte that could not be reached */
 	SK_ERR_INVALID,      /* a bad argument */
+	SK_ERR_SANDBOX,      /* the target's seccomp filter forbids a call that we need, or cannot be read */
 	SK_STATUS_COUNT
 };
 

@@ -36,11 +36,17 @@ class Status(IntEnum):
     LOST = 10
     FAULT = 11
     INVALID = 12
+    SANDBOX = 13
 
 
 PTRACE_HELP = (
     "run sevkvm as root or as the VMM's own user, in the VMM's pid namespace; "
     "check /proc/sys/kernel/yama/ptrace_scope and that no other debugger is attached"
+)
+
+SANDBOX_HELP = (
+    "it was left as it was: what its filter forbids would have killed it; root (CAP_SYS_ADMIN), itself under no "
+    "filter, may read it; else change the VMM's sandbox, or start the VMM without"
 )
 
 
@@ -76,6 +82,8 @@ def exception_for(failure: NativeFailure, *, pid: int | None = None) -> errors.S
                 pid=pid,
                 help="this VMM cannot host a deputy thread (static, musl or shadow-stack binary)",
             )
+        case Status.SANDBOX:
+            return errors.AttachError(text, pid=pid, help=SANDBOX_HELP)
         case Status.FAULT:
             return errors.MemoryFault("hva", failure.address, reason=failure.message)
         case _:
@@ -215,11 +223,13 @@ class DeputyHandle:
         self.pointer = pointer
 
 
-def deputy_open(pid: int, scratch_nbytes: int, timeout_ms: int) -> DeputyHandle:
-    """Add a deputy thread to process ``pid``."""
+def deputy_open(
+    pid: int, scratch_nbytes: int, timeout_ms: int, *, trust_sandbox: bool = False
+) -> DeputyHandle:
+    """Add a deputy thread to process ``pid``. ``trust_sandbox``: go on under a seccomp filter that we may not read."""
     call = Call(pid)
     out = ffi.new("struct sk_deputy **")
-    status = lib.sk_deputy_open(pid, scratch_nbytes, timeout_ms, out, call.err)
+    status = lib.sk_deputy_open(pid, scratch_nbytes, timeout_ms, trust_sandbox, out, call.err)
     if status == Status.NO_PROCESS:
         raise errors.VmNotFound(f"no process {pid}", help="`sevkvm list` shows the VMs of this host")
     call.check(status)

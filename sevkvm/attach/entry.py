@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from sevkvm.errors import SevKvmError
+from sevkvm.host import procfs, qemuargs
 from sevkvm.host.deputy import Deputy
 from sevkvm.host.port import LocalPort
 
@@ -51,11 +54,23 @@ class NoHold:
         """Do nothing."""
 
 
+def sandbox_is_known(pid: int) -> bool:
+    """Does a deputy work under this VMM's seccomp filter, should we not be allowed to read it?
+
+    QEMU's strictest lets pass what a deputy calls; the pretend SEV host's kills nobody, and says that it is there.
+    """
+    with suppress(SevKvmError):  # who may not look will not get in, and attaching says why
+        if qemuargs.is_qemu(procfs.cmdline(pid)):
+            return True
+        return procfs.environment(pid, "SEVKVM_SHIM") is not None
+    return False
+
+
 def enter(stack: ExitStack, pid: int, vcpu_tids: Sequence[int], timeout: float) -> tuple[IoctlPort, Holder]:
     """A port into the VMM: ourselves if that is us, else a deputy thread."""
     if pid == os.getpid():
         return stack.enter_context(LocalPort()), NoHold()
-    deputy = stack.enter_context(Deputy(pid, timeout=timeout))
+    deputy = stack.enter_context(Deputy(pid, timeout=timeout, trust_sandbox=sandbox_is_known(pid)))
     return deputy, DeputyHold(deputy, vcpu_tids)
 
 

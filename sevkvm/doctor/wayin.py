@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from sevkvm import errors
-from sevkvm.doctor.credentials import CAP_SYS_PTRACE, Credentials, credentials
+from sevkvm.doctor.credentials import CAP_SYS_ADMIN, CAP_SYS_PTRACE, Credentials, credentials
 from sevkvm.doctor.finding import Finding, failed, grouped, passed, refused, skipped, warned
 from sevkvm.doctor.machine import user_name
 from sevkvm.doctor.rights import yama
 from sevkvm.host import procfs, qemuargs
-from sevkvm.native import PTRACE_HELP
+from sevkvm.native import PTRACE_HELP, SANDBOX_HELP
 
 if TYPE_CHECKING:
     from sevkvm.doctor.machine import Machine
@@ -35,7 +35,7 @@ def examine(machine: Machine, pid: int) -> Finding:
         _tracer(machine, pid),
         _state(machine, pid),
         _program(machine, pid),
-        _sandbox(machine, pid, theirs),
+        _sandbox(machine, pid, ours, theirs),
         *_namespaces(machine, pid),
         _deputy(machine, pid),
     ]
@@ -106,7 +106,7 @@ def _program(machine: Machine, pid: int) -> Finding:
     return passed("program", "64-bit")
 
 
-def _sandbox(machine: Machine, pid: int, theirs: Credentials) -> Finding:
+def _sandbox(machine: Machine, pid: int, ours: Credentials, theirs: Credentials) -> Finding:
     mode = max([theirs.seccomp, *(credentials(machine, pid, tid).seccomp for tid in _tids(machine, pid))])
     argv = procfs.cmdline(pid, machine.proc)
     asked = [argv[n + 1] for n, word in enumerate(argv[:-1]) if word in ("-sandbox", "--sandbox")]
@@ -117,8 +117,14 @@ def _sandbox(machine: Machine, pid: int, theirs: Credentials) -> Finding:
         return failed("sandbox", "strict seccomp: any call of a deputy would kill the VMM", forbidden=True)
     if qemuargs.is_qemu(argv):
         return passed("sandbox", f"{told}; QEMU's strictest lets pass what a deputy calls: {_CALLS}")
-    help = f"make sure that its filter allows {_CALLS}: what it forbids may kill the VMM"
-    return warned("sandbox", f"{told}, not QEMU's: whether it lets a deputy work cannot be told", help)
+    if ours.has(CAP_SYS_ADMIN) and not ours.seccomp:
+        told += f", not QEMU's; attaching asks it first, and refuses unless it lets pass {_CALLS}"
+        return passed("sandbox", told)
+    return failed(
+        "sandbox",
+        f"{told}, not QEMU's, and not shown to us: what it forbids would kill the VMM",
+        SANDBOX_HELP,
+    )
 
 
 def _namespaces(machine: Machine, pid: int) -> Iterator[Finding]:

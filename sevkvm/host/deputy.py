@@ -34,19 +34,32 @@ class DeputyInfo(NamedTuple):
     borrowed_ns: int
     attach_ns: int
     calls: int
+    filters: int
+    trusted: int
 
 
 class Deputy:
     """A context manager that is an IoctlPort: on leaving it nothing of ours remains in the process.
 
-    ``timeout`` (seconds) bounds each wait. Raises AttachError, VmNotFound or TargetTimeout.
+    ``timeout`` (seconds) bounds each wait. The VMM's seccomp filters are asked before it is made to call anything;
+    where they cannot be read (that takes CAP_SYS_ADMIN) the VMM is not entered, unless ``trust_sandbox`` says that
+    they are known to let a deputy work. Raises AttachError, VmNotFound or TargetTimeout.
     """
 
-    def __init__(self, pid: int, *, scratch_nbytes: int = SCRATCH_NBYTES, timeout: float = 5.0) -> None:
+    def __init__(
+        self,
+        pid: int,
+        *,
+        scratch_nbytes: int = SCRATCH_NBYTES,
+        timeout: float = 5.0,
+        trust_sandbox: bool = False,
+    ) -> None:
         self.pid = pid
         self._timeout = timeout
         self._request = 0
-        self._handle: DeputyHandle | None = native.deputy_open(pid, scratch_nbytes, int(timeout * 1000))
+        self._handle: DeputyHandle | None = native.deputy_open(
+            pid, scratch_nbytes, int(timeout * 1000), trust_sandbox=trust_sandbox
+        )
         info = self.info()
         self.args_hva = info.args_hva
         self.scratch_hva = info.scratch_hva

@@ -113,6 +113,15 @@ def cmdline(pid: int, proc: Path = PROC) -> list[str]:
     return text.removesuffix("\0").split("\0") if text else []
 
 
+def environment(pid: int, name: str, proc: Path = PROC) -> str | None:
+    """A variable of the environment that the process was started with; None if it has no such."""
+    for word in _text(pid, "environ", proc).split("\0"):
+        key, equals, value = word.partition("=")
+        if equals and key == name:
+            return value
+    return None
+
+
 def fd_links(pid: int, proc: Path = PROC) -> dict[int, str]:
     """What every descriptor of the process names, in ascending order of descriptors."""
 

@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # what the interpreter ignores for itself is not for the program
         for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(ignored, signal.SIG_DFL)
+        os.environ["SEVKVM_SHIM"] = "1"  # whose seccomp filter this is, for who may not read it
         try:
             os.execvp(command[0], command)
         except OSError as error:

@@ -34,7 +34,7 @@ int main(int argc, char **argv)
 	if (argc != 3)
 		return 2;
 	last_wish = strtol(argv[2], NULL, 10);
-	if (sk_deputy_open((pid_t)strtol(argv[1], NULL, 10), 65536, 2000, &deputy, &error))
+	if (sk_deputy_open((pid_t)strtol(argv[1], NULL, 10), 65536, 2000, false, &deputy, &error))
 		goto failed;
 	for (call = 0; call < 2; call++) {
 		struct sk_deputy_info info;

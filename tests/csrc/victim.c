@@ -1,22 +1,29 @@
 /*
  * A target to attach to. Its main thread does one thing over and over and counts what should never happen
  * (a changed register, a changed signal mask, a system call that was not restarted); another thread answers
- * each line on stdin with "rounds surprises".
+ * each line on stdin with "rounds surprises". victim MODE [CALL [REQUEST]]: from then on a seccomp filter kills the
+ * process for system call CALL (with a second argument of REQUEST), in the main thread only if CALL is negative.
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
 static _Atomic unsigned long rounds, surprises;
+static _Atomic int ready;
 
 /* Registers of every kind hold known values around a stretch of work; the tracer may strike anywhere in it. */
 static void spin(void)
@@ -66,11 +73,31 @@ static void *serve(void *argument)
 	char line[16];
 
 	(void)argument;
+	while (!ready)
+		usleep(100);
 	while (fgets(line, sizeof line, stdin)) {
 		printf("%lu %lu\n", (unsigned long)rounds, (unsigned long)surprises);
 		fflush(stdout);
 	}
 	_exit(0);
+}
+
+static int sandbox(long number, const char *request)
+{
+	struct sock_filter code[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)labs(number), 0, 3),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1])),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, request ? (uint32_t)strtoul(request, NULL, 0) : 0, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	const struct sock_fprog program = { sizeof code / sizeof *code, code };
+
+	if (!request)
+		code[2] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_IMM, 0); /* any argument will do */
+	return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) ||
+	       syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, number < 0 ? 0 : SECCOMP_FILTER_FLAG_TSYNC, &program);
 }
 
 int main(int argc, char **argv)
@@ -84,6 +111,9 @@ int main(int argc, char **argv)
 	pthread_sigmask(SIG_SETMASK, &own, NULL);
 	if (pthread_create(&thread, NULL, serve, NULL))
 		return 1;
+	if (argc > 2 && sandbox(strtol(argv[2], NULL, 0), argc > 3 ? argv[3] : NULL))
+		return 1;
+	ready = 1;
 	for (;; rounds++) {
 		if (!strcmp(mode, "spin"))
 			spin();

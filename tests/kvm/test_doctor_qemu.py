@@ -59,7 +59,7 @@ def test_qemu_in_its_sandbox(vmm: QemuVmm) -> None:
 
 
 def test_nobody_is_attached_to_unasked(vmm: QemuVmm, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object) -> None:
+    def refuse(*args: object, **options: object) -> None:
         raise errors.AttachError("attached")
 
     monkeypatch.setattr(native, "deputy_open", refuse)

@@ -16,6 +16,7 @@ DEPUTY_SOURCES = (
     "sk_gadget.c",
     "sk_hold.c",
     "sk_remote.c",
+    "sk_seccomp.c",
     "sk_status.c",
     "sk_tasks.c",
     "sk_xfer.c",
@@ -23,11 +24,19 @@ DEPUTY_SOURCES = (
 
 
 class Victim:
-    """Runs in ``mode`` (poll, sleep or spin) until killed."""
+    """Runs in ``mode`` (poll, sleep or spin) until killed.
 
-    def __init__(self, program: Path, mode: str) -> None:
+    ``sandbox``: a system call for which a seccomp filter kills it, and the second argument, if only with that one; a
+    negative number filters the main thread only.
+    """
+
+    def __init__(self, program: Path, mode: str, *sandbox: int) -> None:
         self.process = subprocess.Popen(
-            [program, mode], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+            [program, mode, *map(str, sandbox)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
         )
         self.pid = self.process.pid
         self.ask()

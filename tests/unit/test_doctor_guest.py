@@ -16,6 +16,7 @@ from sevkvm.doctor import Finding, examine_guest, exit_status
 from sevkvm.doctor.machine import Owner
 from sevkvm.guest import Guest
 from sevkvm.memory.policy import SevKind
+from sevkvm.native import SANDBOX_HELP
 from tests.support.fakehosts import FakeHost, find, refuse_attach
 from tests.unit.cli.conftest import Attached, make_guest
 
@@ -239,6 +240,25 @@ WAYS: dict[str, tuple[dict[str, object], Change, list[str], int]] = {
             " calls: mmap, munmap, clone, ioctl and exit"
         ],
         0,
+    ),
+    "sandboxed-by-others": (
+        {"seccomp": 2, "argv": ("cloud-hypervisor", "--cpus", "boot=1"), "comm": "cloud-hypervisor"},
+        lambda host: None,
+        [
+            "[ PASS ]     - sandbox: seccomp filter, not QEMU's; attaching asks it first, and refuses unless it lets"
+            " pass mmap, munmap, clone, ioctl and exit"
+        ],
+        1,  # where its memory is nobody says
+    ),
+    "sandboxed-by-others-and-not-shown": (
+        {"seccomp": 2, "argv": ("cloud-hypervisor", "--cpus", "boot=1"), "comm": "cloud-hypervisor"},
+        lambda host: host.me(seccomp=2),
+        [
+            "[ FAIL ]     - sandbox: seccomp filter, not QEMU's, and not shown to us: what it forbids would kill"
+            " the VMM",
+            f"               hint: {SANDBOX_HELP}",
+        ],
+        1,
     ),
     "strict-seccomp": (
         {"seccomp": 1},

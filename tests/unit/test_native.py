@@ -33,6 +33,7 @@ EXPECTED = {
     Status.LOST: errors.TargetGone,
     Status.FAULT: errors.MemoryFault,
     Status.INVALID: errors.SevKvmError,
+    Status.SANDBOX: errors.AttachError,
 }
 
 

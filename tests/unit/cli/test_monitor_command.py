@@ -210,10 +210,10 @@ def test_the_console(dump: str, tmp_path: Path) -> None:
     assert stat.S_IMODE(history.stat().st_mode) == 0o600
 
 
-def test_a_signal_ends_the_console(dump: str) -> None:
+def test_a_signal_ends_the_console(dump: str, tmp_path: Path) -> None:
     terminal = Terminal(
         [sys.executable, "-m", "sevkvm", "monitor", "--file", dump],
-        SUBPROCESS_ENVIRONMENT | {"HOME": "/nonexistent"},
+        SUBPROCESS_ENVIRONMENT | {"HOME": str(tmp_path)},
     )
     try:
         terminal.wait_for(b"(sevkvm) ")
