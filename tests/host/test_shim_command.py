@@ -43,7 +43,7 @@ def run(*words: str, **settings: Any) -> subprocess.CompletedProcess[str]:
         (["true"], 0),
         (["sh", "-c", "exit 7"], 7),
         (["sh", "-c", "kill -KILL $$"], 137),
-        (["/nonexistent"], 127),
+        (["/nonexistent/program"], 127),
         (["/etc/passwd"], 126),
     ],
 )
