@@ -19,7 +19,15 @@ from sevkvm.abi.kvm import Regs, Sregs
 from sevkvm.abi.x86 import CR3_ADDRESS_MASK
 from sevkvm.lab import debian, initrd
 from sevkvm.lab.emulator import Emulator, Machine
-from sevkvm.lab.files import cache_directory, copy_sparse, mapped, prune, publish, write_private
+from sevkvm.lab.files import (
+    cache_directory,
+    copy_sparse,
+    mapped,
+    one_at_a_time,
+    prune,
+    publish,
+    write_private,
+)
 from sevkvm.lab.image import VcpuInit
 from sevkvm.lab.seal import Seal, seal
 from sevkvm.lab.sealed import PlainLinux, SealedLinux
@@ -59,11 +67,12 @@ def plain_linux(
     vmlinuz = debian.find_kernel(cache, progress) if kernel is None else kernel
     archive = initrd.build(debian.find_busybox(cache, progress).read_bytes())
     final = cache / f"linux-{_key(vmlinuz.read_bytes(), archive, repr(machine).encode())}"
-    if not final.exists():
-        prune(cache, "linux-*", _UNUSED_SECONDS)
-        with publish(final) as directory, tempfile.TemporaryDirectory(prefix="sevkvm-lab-") as name:
-            progress(f"booting {vmlinuz.name} under emulation")
-            _boot(machine, vmlinuz, archive, directory, Path(name), progress, seconds)
+    with one_at_a_time(final):
+        if not final.exists():
+            prune(cache, "linux-*", _UNUSED_SECONDS)
+            with publish(final) as directory, tempfile.TemporaryDirectory(prefix="sevkvm-lab-") as name:
+                progress(f"booting {vmlinuz.name} under emulation")
+                _boot(machine, vmlinuz, archive, directory, Path(name), progress, seconds)
     return _load_plain(final, machine)
 
 
@@ -79,10 +88,11 @@ def sealed_linux(
     """:func:`plain_linux`, sealed with the C-bit at ``cbit_pos`` (47 and 51 are in use)."""
     plain = plain_linux(machine, cache=cache, kernel=kernel, progress=progress, seconds=seconds)
     final = plain.directory.with_name(f"{plain.directory.name}-c{cbit_pos}")
-    if not final.exists():
-        with publish(final) as directory:
-            progress(f"sealing: C-bit {cbit_pos} into the page tables of every process")
-            _seal(plain, cbit_pos, directory)
+    with one_at_a_time(final):
+        if not final.exists():
+            with publish(final) as directory:
+                progress(f"sealing: C-bit {cbit_pos} into the page tables of every process")
+                _seal(plain, cbit_pos, directory)
     return _load_sealed(plain, final)
 
 

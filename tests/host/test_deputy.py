@@ -12,6 +12,7 @@ import termios
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -58,10 +59,18 @@ def finish(process: subprocess.Popen[str]) -> None:
 def wait_until_dead(victim: Victim) -> None:
     """All its threads have ended; what remains is for us, the tracer, and its parent to reap."""
     deadline = time.monotonic() + 10
-    tasks = Path(f"/proc/{victim.pid}/task")
-    while {(task / "stat").read_text().rsplit(")", 1)[1].split()[0] for task in tasks.iterdir()} != {"Z"}:
+    while states(victim) != {"Z"}:
         assert time.monotonic() < deadline
         time.sleep(0.001)
+
+
+def states(victim: Victim) -> set[str]:
+    """Of its tasks; one that is gone before it is looked at has none."""
+    found = set()
+    for task in Path(f"/proc/{victim.pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            found.add((task / "stat").read_text().rsplit(")", 1)[1].split()[0])
+    return found
 
 
 def test_an_ioctl_runs_on_the_targets_descriptors(victim: Victim) -> None:

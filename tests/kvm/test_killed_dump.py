@@ -14,7 +14,7 @@ from tests.support.qemu import QemuVmm, qemu, require_kvm_qemu
 
 pytestmark = pytest.mark.kvm
 
-KILLS = 200
+KILLS = 100
 RAM_NBYTES = 64 << 20
 
 

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import os
+import select
 import stat
+import subprocess
+import sys
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
 from sevkvm.lab.files import cache_directory, copy_sparse, mapped, prune, publish, write_private
+from tests.support.build import ROOT
 
 
 def test_the_cache_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -81,3 +86,28 @@ def test_only_what_nobody_used_is_pruned(tmp_path: Path) -> None:
             os.utime(tmp_path / name, (0, 0))
     prune(tmp_path, "linux-*", 3600)
     assert {path.name for path in tmp_path.iterdir()} == {"linux-new", "other-old"}
+
+
+def test_one_at_a_time(tmp_path: Path) -> None:
+    """Another process waits; one that dies in the middle keeps nobody waiting."""
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom sevkvm.lab.files import one_at_a_time\n"
+        f"with one_at_a_time(Path({str(tmp_path / 'made')!r})):\n    print('in', flush=True)\n    sys.stdin.read()\n"
+    )
+    first, second = (
+        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=PIPE, stdout=PIPE, text=True)
+        for _ in range(2)
+    )
+    inside = {first.stdout: first, second.stdout: second}
+    try:
+        (ready,), _, _ = select.select(list(inside), [], [], 30)
+        assert ready.readline() == "in\n"
+        (other,) = inside.keys() - {ready}
+        assert select.select([other], [], [], 0.3)[0] == []
+        inside[ready].kill()
+        assert select.select([other], [], [], 30)[0] == [other]
+        assert other.readline() == "in\n"
+    finally:
+        for process in inside.values():
+            process.kill()
+            process.communicate(timeout=10)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from sevkvm.lab.files import cache_directory
+from sevkvm.lab.files import cache_directory, one_at_a_time
 from tests.support.readers.isf import write_isf
 
 PERMISSION = "SEVKVM_TEST_DEBUG_SYMBOLS"
@@ -28,7 +28,10 @@ def require_vmlinux(release: str) -> Path:
     if not path.exists():
         if os.environ.get(PERMISSION) != "1":
             pytest.skip(f"no debug symbols of Linux {release}; {PERMISSION}=1 downloads Debian's (280 MB)")
-        _download(release, path)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with one_at_a_time(path):
+            if not path.exists():
+                _download(release, path)
     return path
 
 
@@ -39,10 +42,11 @@ def require_isf(release: str) -> Path:
     table = directory / "linux" / "kernel.json.xz"
     if not table.exists():
         table.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory) as scratch:
-            made = Path(scratch) / table.name
-            write_isf(vmlinux, made)
-            made.replace(table)
+        with one_at_a_time(directory), tempfile.TemporaryDirectory(dir=directory) as scratch:
+            if not table.exists():
+                made = Path(scratch) / table.name
+                write_isf(vmlinux, made)
+                made.replace(table)
     return directory
 
 
