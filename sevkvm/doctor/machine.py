@@ -5,6 +5,7 @@ Tests hand in a made-up machine; nothing else in this package touches the system
 
 from __future__ import annotations
 
+import ctypes
 import grp
 import importlib.util
 import os
@@ -76,6 +77,15 @@ def has_module(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
+def has_library(name: str) -> bool:
+    """Can this C library be loaded?"""
+    try:
+        ctypes.CDLL(name)
+    except OSError:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class Machine:
     """A host. ``deputy_check(pid)`` raises what attaching would refuse; ``release()`` is uname's."""
@@ -90,6 +100,7 @@ class Machine:
     platform_status: Callable[[str], PlatformStatus] = platform_status
     program_version: Callable[[str], str | None] = program_version
     has_module: Callable[[str], bool] = has_module
+    has_library: Callable[[str], bool] = has_library
     same_file: SameFile = native.same_file
     deputy_check: Callable[[int], None] = native.deputy_check
 

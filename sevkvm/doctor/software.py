@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
+from sevkvm.abi import lzo
 from sevkvm.doctor.finding import Finding, grouped, passed, skipped
 
 if TYPE_CHECKING:
@@ -17,14 +18,16 @@ _PROGRAMS: Final = (
 _PACKAGES: Final = (
     ("zstandard", "dump --compress zstd", "sevkvm[dump]"),
     ("cramjam", "dump --compress snappy", "sevkvm[dump]"),
-    ("lzo", "dump --compress lzo", "python-lzo"),
+    ("yara", "search --yara", "sevkvm[yara]"),
+    ("capstone", "machine code as instructions", "sevkvm[disasm]"),
+    ("fsspec", "dump -o s3://... and other remote stores", "sevkvm[remote]"),
     ("cryptography", "sevkvm shim, the pretend SEV host", "sevkvm[shim]"),
 )
 
 
 def examine(machine: Machine) -> Finding:
     """What is there, and what each thing is for."""
-    return grouped("software", [*_programs(machine), *_packages(machine)])
+    return grouped("software", [*_programs(machine), *_packages(machine), _lzo(machine)])
 
 
 def _programs(machine: Machine) -> Iterator[Finding]:
@@ -34,6 +37,14 @@ def _programs(machine: Machine) -> Iterator[Finding]:
             yield skipped(name, f"not found; {use}")
         else:
             yield passed(name, version or "found, but does not tell its version")
+
+
+def _lzo(machine: Machine) -> Finding:
+    if machine.has_library(lzo.NAME):
+        return passed(lzo.NAME, "for dump --compress lzo")
+    return skipped(
+        lzo.NAME, "not found: no dump --compress lzo", f"install it (Debian: apt install {lzo.PACKAGE})"
+    )
 
 
 def _packages(machine: Machine) -> Iterator[Finding]:

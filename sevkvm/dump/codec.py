@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from sevkvm import errors
 from sevkvm.abi import kdump
+from sevkvm.abi.x86 import PAGE_NBYTES
 
 _ISAL_LEVEL: Final = 1  # 2 is no smaller, for pages
 
@@ -80,13 +81,21 @@ def _snappy() -> Codec:
 
 
 def _lzo() -> Codec:
-    compress: Any = _need("lzo", "lzo", "python-lzo").compress
-    # fast LZO1X-1, without the header that only python-lzo reads
-    return Codec(
-        "lzo",
-        kdump.DUMP_DH_COMPRESSED_LZO,
-        lambda: lambda pages: [compress(page, 1, False) for page in pages],
-    )
+    from sevkvm.abi import lzo
+
+    try:
+        lzo.library()
+    except OSError as error:
+        raise errors.UsageError(
+            f"--compress lzo needs the library {lzo.NAME}",
+            help=f"install it (Debian: apt install {lzo.PACKAGE})",
+        ) from error
+
+    def new() -> Compress:
+        compress = lzo.new_compressor(PAGE_NBYTES)
+        return lambda pages: [compress(page) for page in pages]
+
+    return Codec("lzo", kdump.DUMP_DH_COMPRESSED_LZO, new)
 
 
 def _need(module: str, name: str, package: str) -> ModuleType:

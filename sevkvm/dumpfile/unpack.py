@@ -57,12 +57,17 @@ def _snappy(data: bytes) -> bytes:
 
 
 def _lzo(data: bytes) -> bytes:
-    lzo = _need("lzo", "lzo", "python-lzo")
+    from sevkvm.abi import lzo
+
     try:
-        page: bytes = lzo.decompress(data, False, PAGE_NBYTES)
-        return page
-    except lzo.error as error:
+        return lzo.decompress(data, PAGE_NBYTES)
+    except lzo.LzoError as error:
         raise DamagedPage(f"lzo says: {error}") from None
+    except OSError as error:
+        raise errors.SevKvmError(
+            f"the dump's pages are compressed with lzo, for which the library {lzo.NAME} is needed",
+            help=f"install it (Debian: apt install {lzo.PACKAGE})",
+        ) from error
 
 
 def _need(module: str, name: str, package: str) -> Any:

@@ -53,7 +53,11 @@ def compile_rules(path: str) -> YaraRules:
     """The rules in a file; UsageError where YARA does not take them or is not installed."""
     yara = _module()
     try:
+        with open(path, "rb"):  # whose errors say more than YARA's
+            pass
         return YaraRules(yara.compile(filepath=path))
+    except OSError as error:
+        raise errors.UsageError(f"{path}: {error.strerror}") from None
     except yara.Error as error:
         raise errors.UsageError(f"{path} is no file of YARA rules: {error}") from None
 

@@ -164,6 +164,7 @@ class FakeHost:
             platform_status=self._platform_status,
             program_version=self.programs.get,
             has_module=lambda name: name not in self.missing,
+            has_library=lambda name: name not in self.missing,
             same_file=self.processes.same_file,
             deputy_check=self.deputy_check,
         )

@@ -23,9 +23,9 @@ def snappy(data: bytes) -> bytes:
 
 
 def lzo(data: bytes) -> bytes:
-    import lzo
+    import lzokay
 
-    return lzo.decompress(data, False, PAGE)
+    return bytes(lzokay.decompress(data, PAGE))
 
 
 DECOMPRESS: dict[int, Callable[[bytes], bytes]] = {

@@ -64,8 +64,11 @@ HEALTHY = """\
 [ PASS ]   - virsh: 9.0
 [ PASS ]   - Python zstandard: for dump --compress zstd
 [ PASS ]   - Python cramjam: for dump --compress snappy
-[ PASS ]   - Python lzo: for dump --compress lzo
+[ PASS ]   - Python yara: for search --yara
+[ PASS ]   - Python capstone: for machine code as instructions
+[ PASS ]   - Python fsspec: for dump -o s3://... and other remote stores
 [ PASS ]   - Python cryptography: for sevkvm shim, the pretend SEV host
+[ PASS ]   - liblzo2.so.2: for dump --compress lzo
 """
 SETUP = "hint: in the firmware setup (BIOS) enable SVM, SMEE (secure memory encryption) and SEV"
 BARE = "hint: SEV guests run on the bare host: sevkvm works there, and here for guests without encryption"
@@ -532,14 +535,14 @@ CASES: dict[str, tuple[Callable[[FakeHost], None], str, int]] = {
         0,
     ),
     "nothing-optional": (
-        give(programs={"qemu-system-x86_64": ""}, missing={"cryptography", "lzo"}),
+        give(programs={"qemu-system-x86_64": ""}, missing={"cryptography", "liblzo2.so.2"}),
         """\
 [ PASS ]   - qemu-system-x86_64: found, but does not tell its version
 [ SKIP ]   - virsh: not found; --libvirt needs it
-[ SKIP ]   - Python lzo: not installed: no dump --compress lzo
-             hint: pip install 'python-lzo'
 [ SKIP ]   - Python cryptography: not installed: no sevkvm shim, the pretend SEV host
              hint: pip install 'sevkvm[shim]'
+[ SKIP ]   - liblzo2.so.2: not found: no dump --compress lzo
+             hint: install it (Debian: apt install liblzo2-2)
 """,
         0,
     ),

@@ -16,19 +16,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sevkvm import errors
+from sevkvm.abi import lzo
 from sevkvm.abi.kdump import Utsname
+from sevkvm.doctor.machine import has_library
 from sevkvm.dump import DumpFormat, DumpOptions, HoleReason, KernelFacts, dump_guest, kernel_facts, prepare
 from sevkvm.dump.kdump_plan import set_bits
 from sevkvm.memory.source import Slot, SlotMap
 from tests.support.fakeguest import PAGE, FakeGuest, ListedPages, UniformPages, pattern, vcpu_state
 from tests.support.kdumpread import KdumpFile
 
-NEEDS = {"zlib": "zlib", "zstd": "zstandard", "snappy": "cramjam", "lzo": "lzo", "none": "zlib"}
+NEEDS = {"zlib": "zlib", "zstd": "zstandard", "snappy": "cramjam", "lzo": "lzokay", "none": "zlib"}
+if not has_library(lzo.NAME):
+    NEEDS["lzo"] = "liblzo2"
 FLAGS = {"zlib": 1, "lzo": 2, "snappy": 4, "zstd": 0x20, "none": 0}
 CODECS = [
     pytest.param(
         name,
-        marks=pytest.mark.skipif(not importlib.util.find_spec(module), reason=f"no Python module {module}"),
+        marks=pytest.mark.skipif(not importlib.util.find_spec(module), reason=f"no {module}"),
     )
     for name, module in NEEDS.items()
 ]
@@ -265,6 +269,16 @@ def test_what_the_format_cannot_hold_is_refused(tmp_path, options):
     with pytest.raises(errors.UsageError):
         dump(FakeGuest({0: pattern(PAGE)}), tmp_path / "vmcore", **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_c_library_is_named(tmp_path, monkeypatch):
+    def absent() -> None:
+        raise OSError("no such library")
+
+    monkeypatch.setattr(lzo, "library", absent)
+    with pytest.raises(errors.UsageError, match=r"liblzo2\.so\.2") as caught:
+        dump(FakeGuest({0: pattern(PAGE)}), tmp_path / "vmcore", compress="lzo")
+    assert caught.value.help == "install it (Debian: apt install liblzo2-2)"
 
 
 def test_a_missing_library_is_named(tmp_path, monkeypatch):

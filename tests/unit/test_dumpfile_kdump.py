@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sevkvm import errors
+from sevkvm.abi import lzo
+from sevkvm.doctor.machine import has_library
 from sevkvm.dumpfile import DumpContents, open_contents
 from sevkvm.dumpfile.bitmap import PageBitmap
 from sevkvm.dumpfile.image import MappedFile
@@ -76,23 +78,40 @@ def test_a_page_that_is_stored_as_it_is(dump):
     assert read(contents, 0x1000, 3 * PAGE) == page(1) + page(7) + page(3)
 
 
-@pytest.mark.parametrize("name", ["zstandard", "cramjam", "lzo"])
+@pytest.mark.parametrize("name", ["zstandard", "cramjam", "lzokay"])
 def test_other_compressions(dump, name, monkeypatch):
-    flag, packed = {"zstandard": 0x20, "cramjam": 4, "lzo": 2}[name], page(2)
+    flag, packed = {"zstandard": 0x20, "cramjam": 4, "lzokay": 2}[name], page(2)
     module = pytest.importorskip(name)
+    if name == "lzokay" and not has_library(lzo.NAME):
+        pytest.skip(f"no {lzo.NAME}")
     if name == "zstandard":
         packed = module.ZstdCompressor().compress(page(2))
     elif name == "cramjam":
         packed = bytes(module.snappy.compress_raw(page(2)))
     else:
-        packed = module.compress(page(2), 1, False)
+        packed = module.compress(page(2))
     contents = dump(kdump(PAGES, flags={2: flag}, packed={2: packed}))
     assert read(contents, 0x2000, PAGE) == page(2)
     damaged = dump(kdump(PAGES, flags={2: flag}, packed={2: packed[:-4]}))
     assert read(damaged, 0x1000, 3 * PAGE) == page(1)
 
 
-@pytest.mark.parametrize(("name", "flag"), [("zstandard", 0x20), ("cramjam", 4), ("lzo", 2)])
+def test_lzo_is_unpacked_within_a_page_or_not_at_all(dump, monkeypatch):
+    lzokay = pytest.importorskip("lzokay")
+    for packed in (lzokay.compress(bytes(PAGE + 1)), lzokay.compress(bytes(PAGE - 1)), b"", b"\x12\0\x20"):
+        contents = dump(kdump(PAGES, flags={2: 2}, packed={2: packed}))
+        assert read(contents, 0x1000, 3 * PAGE) == page(1)
+        assert "the page is damaged in the file" in contents.store.why_missing(0x2000)
+
+    def absent() -> None:
+        raise OSError("no such library")
+
+    monkeypatch.setattr(lzo, "library", absent)
+    with pytest.raises(errors.SevKvmError, match=r"the library liblzo2\.so\.2 is needed"):
+        read(contents, 0x2000, 1)
+
+
+@pytest.mark.parametrize(("name", "flag"), [("zstandard", 0x20), ("cramjam", 4)])
 def test_a_compression_that_is_not_installed_is_named(dump, monkeypatch, name, flag):
     monkeypatch.setitem(sys.modules, name, None)
     contents = dump(kdump(PAGES, flags={2: flag}, packed={2: b"\x80\x20 anything"}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,3 +56,19 @@ def test_a_command_on_a_vmm_imports_no_search_and_no_dump_reader() -> None:
     )
     assert "sevkvm.guest" in done.stdout.split()
     assert not set(unused) & set(done.stdout.split())
+
+
+def test_extras_that_are_named_exist() -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    section = project.partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
+    extras = set(re.findall(r"^(\w+) = ", section, re.M))
+    files = [
+        *PACKAGE.rglob("*.py"),
+        *(ROOT / "docs").rglob("*.md"),
+        ROOT / "README.md",
+        ROOT / "CHANGELOG.md",
+    ]
+    text = "\n".join(path.read_text() for path in files)
+    named = set(",".join(re.findall(r"sevkvm\[([\w,]+)\]", text)).split(","))
+    named |= set(re.findall(r"(?:the extra `?|\(extra: )(\w+)\b(?!\[)", text))
+    assert {"dump", "yara", "remote"} <= named <= extras

@@ -145,6 +145,9 @@ def test_yara_rules_that_are_none_are_refused(attached, run, tmp_path):
     assert result.exit_code == 2
     assert "no file of YARA rules" in result.stderr
     assert run("search", "--yara", str(path), "--hex", "00").exit_code == 2
+    result = run("search", "--yara", str(tmp_path / "none"))
+    assert result.exit_code == 2
+    assert f"{tmp_path / 'none'}: No such file or directory" in result.stderr
 
 
 def test_yara_is_an_extra(attached, run, monkeypatch):
