@@ -134,6 +134,11 @@ class Guest:
         self._held_ns = 0
         self._states: list[VcpuState] | None = None
 
+    @property
+    def was_live(self) -> bool:
+        """Is it a dump, and made while its guest ran? Only some formats can tell."""
+        return self.contents is not None and self.contents.live
+
     def stats(self) -> dict[str, int]:
         """Counts by name: what attaching and reading cost; times end in ``_ns``."""
         return {**self.memory.counts(), **self._parts.costs(), "held_ns": self._held_ns}

@@ -26,6 +26,8 @@ EM_X86_64: Final = 62
 PT_LOAD: Final = 1
 PT_NOTE: Final = 4
 NT_PRSTATUS: Final = 1
+SEVKVM_NOTE: Final = b"SEVKVM"  # ours; readers skip notes whose name they do not know
+NT_SEVKVM_LIVE: Final = 1
 MAX_PHDRS: Final = 0xFFFE  # 0xffff is PN_XNUM: the count would be in a section header
 
 _PRSTATUS: Final = struct.Struct("<32xI76x27Q8x")

@@ -94,7 +94,11 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Let the headers (elf) show memory at the virtual addresses of the vCPUs, too, as gdb wants them.",
 )
-@click.option("--live", is_flag=True, help="Let the guest run meanwhile: not one moment in time.")
+@click.option(
+    "--live",
+    is_flag=True,
+    help="Let the guest run meanwhile: not one moment in time, which elf and kdump files say.",
+)
 @click.option(
     "--split", type=SIZE, metavar="SIZE", help="FILE.000, FILE.001, ... of this size; cat joins them."
 )

@@ -58,7 +58,8 @@ def tell(result: DumpResult, pages: PageMap, output: str, space: str) -> None:
             f"{name.replace('_', '-')} {size(nbytes)}" for name, nbytes in result.excluded.items()
         )
         end += f"; excluded: {named}"
-    say(f"{where}: {size(result.copied_nbytes)} of guest memory in {len(result.ranges)} ranges{end}")
+    live = ", while the guest ran: not one moment in time" if result.live else ""
+    say(f"{where}: {size(result.copied_nbytes)} of guest memory in {len(result.ranges)} ranges{live}{end}")
 
 
 def _tell_cbit(cbit: CbitOutcome) -> None:

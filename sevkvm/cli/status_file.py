@@ -69,6 +69,8 @@ def _facts(guest: Guest, contents: DumpContents) -> Iterator[tuple[str, str]]:
     known = ", ".join(str(index) for index in guest.vcpu_indexes)
     yield "vCPUs", f"{len(contents.cpus)} (index {known})" if known else "no registers"
     yield "VMCOREINFO", "none" if contents.vmcoreinfo is None else size(len(contents.vmcoreinfo))
+    if contents.live:
+        yield "moment", "none: the guest ran while it was made (dump --live)"
     missing = sum(gap.nbytes for gap in contents.store.missing())
     yield "memory", f"{size(guest.slots.nbytes)}" + (f", {size(missing)} of it missing" if missing else "")
 
@@ -83,6 +85,7 @@ def _as_json(guest: Guest, contents: DumpContents) -> dict[str, Any]:
         "cbit_pos": guest.sev.cbit_pos,
         "cbit_source": guest.sev.cbit_source,
         "vmcoreinfo": contents.vmcoreinfo is not None,
+        "live": contents.live,
         "memory_size": guest.slots.nbytes,
         "ranges": [{"gpa": hexadecimal(gpa), "size": nbytes} for gpa, nbytes in held(contents)],
         "missing": [

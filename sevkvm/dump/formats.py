@@ -45,6 +45,7 @@ class Contents:
     """What a file shall hold: pieces and holes of ``[start, end)``, registers and kernel as far as they are known.
 
     alias_mask: show memory a second time with this bit in its addresses. views: the virtual addresses to show it at.
+    live: it is of no single moment, which formats with notes tell.
     """
 
     pieces: list[Piece]
@@ -55,6 +56,7 @@ class Contents:
     kernel: KernelFacts
     alias_mask: int = 0
     views: Sequence[View] = ()
+    live: bool = False
 
 
 def make_writer(options: DumpOptions, contents: Contents) -> Writer:
@@ -62,11 +64,10 @@ def make_writer(options: DumpOptions, contents: Contents) -> Writer:
     file_format, pieces, holes = options.format, contents.pieces, contents.holes
     if file_format is DumpFormat.KDUMP:
         states, codec = contents.states, find_codec(options.compress)
-        return KdumpWriter(
-            pieces, holes, core_notes(states), len(states), contents.kernel, codec, options.exclude
-        )
+        notes = core_notes(states, live=contents.live)
+        return KdumpWriter(pieces, holes, notes, len(states), contents.kernel, codec, options.exclude)
     if file_format is DumpFormat.ELF:
-        notes = core_notes(contents.states, contents.kernel.vmcoreinfo)
+        notes = core_notes(contents.states, contents.kernel.vmcoreinfo, live=contents.live)
         return ElfWriter(pieces, holes, notes, contents.alias_mask, contents.views)
     if file_format is DumpFormat.LIME:
         return LimeWriter(pieces, holes)

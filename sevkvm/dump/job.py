@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 class DumpResult:
     """What the file holds. ``ranges`` are as planned, with their place in the file; ``holes`` what is missing.
 
-    registers_missing: why an ELF file has no registers, or None. cbit: what became of it. osrelease: of the kernel
-    whose VMCOREINFO note is in the file, or None; then vmcoreinfo_missing may tell why. excluded: bytes left out
-    on purpose, by what they were: ``cache``, ``cache_private``, ``user``, ``free``, ``bad`` (broken memory);
-    excluded_ranges: these, as ``(gpa, end)``, ascending.
+    registers_missing: why an ELF file has no registers, or None. live: it shows no single moment. cbit: what became of
+    it. osrelease: of the kernel whose VMCOREINFO note is in the file, or None; then vmcoreinfo_missing may tell why.
+    excluded: bytes left out on purpose, by what they were: ``cache``, ``cache_private``, ``user``, ``free``, ``bad``
+    (broken memory); excluded_ranges: these, as ``(gpa, end)``, ascending.
     """
 
     format: DumpFormat
@@ -69,6 +69,7 @@ def dump_guest(
     guest memory. Whatever else is raised (firmware refusal, VMM gone, disk full) leaves no file behind.
     """
     check(options, target)
+    live = options.live or guest.was_live
     with nullcontext() if options.live else guest.held():
         start, end, pieces, holes = _select(guest, options)
         if options.unmapped is Unmapped.SKIP:
@@ -81,7 +82,7 @@ def dump_guest(
         shown = views(guest, view.kernel) if options.virtual else []
         states = view.registers(states)
         writer = make_writer(
-            options, Contents(pieces, holes, start, end, states, view.kernel, view.alias_mask, shown)
+            options, Contents(pieces, holes, start, end, states, view.kernel, view.alias_mask, shown, live)
         )
         with target.open(writer.layout.nbytes) as sink:
             with closing(writer.begin(sink)) as intake:
@@ -97,7 +98,7 @@ def dump_guest(
         tuple(sorted([*writer.layout.holes, *lost])),
         len(states),
         registers_missing,
-        options.live,
+        live,
         view.outcome,
         view.kernel.osrelease if options.format in WITH_VMCOREINFO else None,
         view.kernel.missing if options.format in WITH_VMCOREINFO else None,

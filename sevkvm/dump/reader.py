@@ -62,6 +62,11 @@ class DumpSource(Protocol):
         """What protects it."""
         ...
 
+    @property
+    def was_live(self) -> bool:
+        """Is it a dump that was made while its guest ran?"""
+        ...
+
     def registers(self) -> list[VcpuState]:
         """Registers of every vCPU, or RegistersUnavailable."""
         ...

@@ -43,7 +43,8 @@ class DumpContents:
     """A dump, opened.
 
     ``vmcoreinfo``: the text of its VMCOREINFO note, or None. ``alias_bit``: the address bit by which it shows the same
-    memory twice, or None. ``remarks``: what the user should know of it, a sentence each.
+    memory twice, or None. ``remarks``: what the user should know of it, a sentence each. ``live``: it says that its
+    guest ran while it was made.
     """
 
     format: str
@@ -53,3 +54,4 @@ class DumpContents:
     vmcoreinfo: bytes | None = None
     alias_bit: int | None = None
     remarks: Sequence[str] = ()
+    live: bool = False

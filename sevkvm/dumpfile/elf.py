@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from sevkvm import errors
 from sevkvm.abi import elf
 from sevkvm.dumpfile.contents import DumpContents, Missing
-from sevkvm.dumpfile.notes import Note, cpus_of, is_a_process, read_notes, vmcoreinfo_of
+from sevkvm.dumpfile.notes import Note, cpus_of, is_a_process, is_live, read_notes, vmcoreinfo_of
 from sevkvm.dumpfile.spans import FlatStore, Span
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def open_elf(image: MappedFile) -> DumpContents:
         cpus_of(notes, image.path),
         vmcoreinfo_of(notes),
         alias_bit,
+        live=is_live(notes),
     )
 
 

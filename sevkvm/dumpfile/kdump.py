@@ -13,7 +13,7 @@ from sevkvm.abi import kdump
 from sevkvm.dumpfile.bitmap import PageBitmap
 from sevkvm.dumpfile.contents import DumpContents
 from sevkvm.dumpfile.kdump_store import KdumpStore, Layout
-from sevkvm.dumpfile.notes import Note, cpus_of, read_notes, vmcoreinfo_of
+from sevkvm.dumpfile.notes import Note, cpus_of, is_live, read_notes, vmcoreinfo_of
 
 if TYPE_CHECKING:
     from sevkvm.dumpfile.image import Image
@@ -68,6 +68,7 @@ def open_kdump(image: Image, name: str = "kdump") -> DumpContents:
         KdumpStore(image, layout),
         cpus_of(notes, path),
         vmcoreinfo_of(notes) or _text(image, places, version),
+        live=is_live(notes),
         remarks=["this file is one of a set: it holds a part of the memory"] if split else [],
     )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sevkvm import errors
 from sevkvm.abi import corenotes
-from sevkvm.abi.elf import NHDR, NT_PRSTATUS, QEMU_NOTE_VERSION
+from sevkvm.abi.elf import NHDR, NT_PRSTATUS, NT_SEVKVM_LIVE, QEMU_NOTE_VERSION, SEVKVM_NOTE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,6 +73,11 @@ def cpus_of(notes: Sequence[Note], path: str) -> list[CpuRegisters]:
 def vmcoreinfo_of(notes: Sequence[Note]) -> bytes | None:
     """The first VMCOREINFO's text."""
     return next((note.data for note in notes if note.name == b"VMCOREINFO"), None)
+
+
+def is_live(notes: Sequence[Note]) -> bool:
+    """Our own mark: the guest ran while this was copied."""
+    return any(note.name == SEVKVM_NOTE and note.type == NT_SEVKVM_LIVE for note in notes)
 
 
 def is_a_process(notes: Sequence[Note]) -> bool:

@@ -78,6 +78,7 @@ class FakeGuest:
     tables: Tables | None = None
     hold_count: int = 0
     sev: SevInfo = field(default_factory=lambda: SevInfo(SevKind.NONE))
+    was_live: bool = False
 
     def __post_init__(self) -> None:
         self.slots = SlotMap(Slot(gpa, len(data), 0x7F00_0000_0000 + gpa) for gpa, data in self.ram.items())

@@ -111,6 +111,23 @@ def test_without_registers_there_are_no_notes_and_the_reason_is_told(tmp_path):
     assert segments(tmp_path / "core") == [(0, 0, pattern(PAGE))]
 
 
+@pytest.mark.parametrize(
+    "guest", [{"states": [vcpu_state(0)]}, {"states": None}], ids=["registers", "no-registers"]
+)
+def test_a_file_of_a_guest_that_ran_meanwhile_says_so(tmp_path, guest):
+    dump(FakeGuest({0: pattern(PAGE)}, **guest), tmp_path / "still")
+    result = dump(FakeGuest({0: pattern(PAGE)}, **guest), tmp_path / "core", live=True)
+    assert result.live
+    *others, (name, kind, text) = notes(tmp_path / "core")
+    assert (name, kind) == ("SEVKVM", 1)
+    assert b"not one moment in time" in text
+    assert others == notes(tmp_path / "still")
+    # what is made of such a dump is not of one moment either
+    converted = dump(FakeGuest({0: pattern(PAGE)}, was_live=True, **guest), tmp_path / "again")
+    assert converted.live
+    assert notes(tmp_path / "again") == [*others, (name, kind, text)]
+
+
 def test_unreadable_bytes_are_in_no_segment(tmp_path):
     ram = pattern(30 * PAGE)
     guest = FakeGuest({0: ram}, bad_pages={0, 5 * PAGE, 29 * PAGE}, states=[vcpu_state(0)])

@@ -59,15 +59,19 @@ class Dumps:
         *,
         es: bool = False,
         virtual: bool = False,
+        live: bool = False,
     ) -> Path:
-        """The file of a cell; ``es``: of a guest whose registers are encrypted; ``virtual``: by gva, too."""
+        """The file of a cell; ``es``: of a guest whose registers are encrypted; ``virtual``: by gva, too.
+
+        live: with the mark of a guest that ran meanwhile.
+        """
         levels, cbit_pos, mode = cell
         path = (
             self._directory
-            / f"{levels}-{cbit_pos}-{mode}-{'es' if es else 'sev'}{'-v' * virtual}.{file_format.value}"
+            / f"{levels}-{cbit_pos}-{mode}-{'es' if es else 'sev'}{'-v' * virtual}{'-live' * live}.{file_format.value}"
         )
         if path not in self._made:
-            options = DumpOptions(file_format, cbit=CbitMode(mode), virtual=virtual)
+            options = DumpOptions(file_format, cbit=CbitMode(mode), virtual=virtual, live=live)
             guest = SealedGuest(sealed(levels, cbit_pos), es=es)
             self._made[path] = dump_guest(guest, options, UniformPages(True), prepare(str(path)))
         return path

@@ -61,6 +61,8 @@ class SealedGuest:
     es: its registers are encrypted.
     """
 
+    was_live = False
+
     def __init__(self, linux: SealedLinux, *, es: bool = False) -> None:
         self.linux = linux
         self._es = es

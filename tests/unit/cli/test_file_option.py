@@ -86,6 +86,18 @@ def test_status_tells_what_the_dump_holds(run, dump):
     assert "cut off" in result.stderr
 
 
+@pytest.mark.parametrize("file_format", ["elf", "kdump"])
+def test_a_dump_of_a_guest_that_ran_says_so_and_so_does_what_is_made_of_it(run, dump, tmp_path, file_format):
+    live, still, again = (str(tmp_path / name) for name in ("live", "still", "again"))
+    for path, options in ((live, ["--live"]), (still, [])):
+        result = run("dump", "--file", dump(), "--format", file_format, *options, "-o", path)
+        assert result.exit_code == 0, result.stderr
+        assert ("while the guest ran: not one moment" in result.stderr) == bool(options)
+    assert run("dump", "--file", live, "--format", "elf", "-o", again).exit_code == 0
+    assert [status(run, path)["live"] for path in (live, again, still)] == [True, True, False]
+    assert "none: the guest ran while it was made" in run("status", "--file", live).stdout
+
+
 def test_where_the_c_bit_comes_from(run, dump):
     def source(path, *args):
         told = status(run, path, *args)
