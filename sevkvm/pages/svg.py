@@ -18,7 +18,7 @@ MOST_CELLS: Final = room(COLUMNS)
 COLOURS: Final = {
     PageKind.CONFLICT: "#d7263d",
     PageKind.SHARED: "#f59f00",
-    PageKind.TABLE: "#7a3fb5",
+    PageKind.TABLE: "#c06be0",
     PageKind.PRIVATE: "#2463a8",
     PageKind.PLAIN: "#2a9d8f",
     PageKind.ROM: "#5f8f4e",
@@ -28,7 +28,7 @@ COLOURS: Final = {
 }
 _SIDE: Final = 12  # of a cell, in pixels
 _LEAST: Final = 2  # of a kind in a cell: one page among thousands is still seen
-_LEFT, _TOP, _LEGEND = 112, 64, 300
+_LEFT, _TOP, _LEGEND = 112, 64, 340
 _LABELS: Final = 16
 
 

@@ -148,7 +148,9 @@ def test_a_terabyte(browser: Browser, tmp_path: Path) -> None:
     show(browser, tmp_path, huge())
     assert text(browser, "range") == "0x0 to 0x10000000000 (1 TiB), a cell is 256 MiB"
     browser.point(*at(browser, 63, 0))  # where the curve ends
-    assert text(browser, "readout").startswith("0xfff0000000 to 0x10000000000\n256 MiB\nconflict: 4 KiB")
+    assert text(browser, "readout") == (
+        "0xfff0000000 to 0x10000000000\n256 MiB\nconflict: 4 KiB (0.00153 %)\nuntouched: 256 MiB (> 99.9 %)"
+    )
     # one page in a cell of 65536 has its own stripe: red where the cell begins
     red = browser.evaluate("[...$('map').getContext('2d').getImageData(63 * pixels + 1, 6, 1, 1).data]")
     assert red[:3] == [0xD7, 0x26, 0x3D]

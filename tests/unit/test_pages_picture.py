@@ -17,7 +17,7 @@ from sevkvm.pages.cells import ORDER, hilbert, make_cells, place, room
 from sevkvm.pages.changes import changes
 from sevkvm.pages.html import html
 from sevkvm.pages.pagemap import PageKind, PageMap
-from sevkvm.pages.svg import MOST_CELLS, svg
+from sevkvm.pages.svg import COLOURS, MOST_CELLS, svg
 
 PAGE = 4096
 GIB1 = 1 << 30
@@ -105,6 +105,28 @@ def test_svg_has_a_square_for_each_cell(layout: str, pages: PageMap) -> None:
     assert len(text) < 2_000_000
     for kind in pages.totals():
         assert f">{kind.value}: " in text
+
+
+def test_the_legend_has_room_for_a_terabyte() -> None:
+    pages = page_map([(PageKind.UNTOUCHED, (1 << 28) - 1), (PageKind.UNMAPPED, 123_456_789)])
+    root = ET.fromstring("\n".join(svg(pages, title="", layout="hilbert")))
+    told = [each for each in root.iter() if "".join(each.itertext()).endswith("(268435455 pages)")]
+    text = next(each for each in told if each.tag.endswith("text"))
+    most = 7.2 * len("".join(text.itertext()))  # of 12 pixels; letters are 7 wide at most, on average
+    assert float(text.attrib["x"]) + most <= float(root.attrib["width"])
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance, by WCAG 2."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_page_tables_are_seen_in_private_memory() -> None:
+    """They are a few pages among thousands: a stripe of two pixels."""
+    table, private = luminance(COLOURS[PageKind.TABLE]), luminance(COLOURS[PageKind.PRIVATE])
+    assert (table + 0.05) / (private + 0.05) > 1.7
 
 
 def test_one_page_in_a_terabyte_is_seen() -> None:
