@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from typing import Final
 
 from sevkvm.abi.x86 import PAGE_NBYTES
 
 _CAP_IPC_LOCK: Final = 1 << 14
+_MOST_NBYTES: Final = 16 << 10  # of such a file; the kernel hands out all of it at once
 
 
 def may_lock(pid: int, tid: int, npages: int) -> bool:
@@ -28,24 +30,27 @@ def _memlock_nbytes(pid: int) -> int | None:
 
 
 def _from_proc(pid: int) -> int | None:
-    for line in _lines(f"/proc/{pid}/limits"):
-        if line.startswith(b"Max locked memory"):
-            soft = line.split()[3]
-            return int(soft) if soft.isdigit() else None
-    return None
+    soft = _words_after(b"\nMax locked memory", f"/proc/{pid}/limits")[:1]
+    return int(soft[0]) if soft and soft[0].isdigit() else None
 
 
 def _capabilities(tid: int) -> int:
     """The effective set, as the kernel numbers capabilities."""
-    for line in _lines(f"/proc/{tid}/status"):
-        if line.startswith(b"CapEff:"):
-            return int(line[7:], 16)
-    return 0
+    words = _words_after(b"\nCapEff:", f"/proc/{tid}/status")[:1]
+    return int(words[0], 16) if words else 0
 
 
-def _lines(path: str) -> list[bytes]:
+def _words_after(name: bytes, path: str) -> list[bytes]:
+    """The words behind ``name`` on its line; every debug command asks, so that no other line is looked at."""
     try:
-        with open(path, "rb") as file:
-            return file.readlines()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return []
+    try:
+        text = os.read(fd, _MOST_NBYTES)
+    except OSError:
+        return []
+    finally:
+        os.close(fd)
+    _, found, rest = text.partition(name)
+    return rest.partition(b"\n")[0].split() if found else []
