@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from elftools.elf.elffile import ELFFile
 
 from sevkvm.shim.faults import Faults, parse_fault
 from sevkvm.shim.supervisor import SevHost
@@ -183,3 +185,35 @@ def test_a_fault_that_makes_no_sense(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "dbg_decript" in done.stderr
     assert not log.exists()
+
+
+def test_memory_that_cannot_be_pinned_in_the_middle(host: SevHost, tmp_path: Path) -> None:
+    """The file behind the first slot ends early: a hole between RAM below and ROM and RAM above, in no segment."""
+    with lab_guest(policy=0, popen=host.popen, backing="memfd") as guest:
+        low, *others = guest.image.slots
+        end = low.nbytes - (1 << 20)
+        (ram,) = (
+            link
+            for link in Path(f"/proc/{guest.pid}/fd").iterdir()
+            if str(link.readlink()).startswith("/memfd:sevkvm-lab-") and link.stat().st_size == low.nbytes
+        )
+        os.truncate(ram, end)
+        for file_format in ("elf", "raw"):
+            out = tmp_path / file_format
+            arguments = [*guest.facts["arguments"], "-o", str(out), "--format", file_format, "--json"]
+            done = sevkvm(host, "dump", *arguments)
+            assert done.returncode == 6, done.stderr
+            assert f"gpa {end:#x}:+0x100000 could not be read" in done.stderr
+            found = json.loads(done.stdout)
+            assert not found["complete"]
+            lost = [hole for hole in found["holes"] if hole["reason"] != "not-ram"]
+            assert lost == [
+                {"address": hex(end), "size": 1 << 20, "reason": "unreadable-sampled", "zero_filled": False}
+            ]
+        with (tmp_path / "elf").open("rb") as file:
+            segments = {s["p_paddr"]: s.data() for s in ELFFile(file).iter_segments("PT_LOAD")}
+    whole = [(low.gpa, end), *((slot.gpa, slot.nbytes) for slot in others)]
+    assert {gpa: len(data) for gpa, data in segments.items()} == dict(whole)
+    assert all(segments[gpa] == guest.image.plaintext(gpa, nbytes) for gpa, nbytes in whole)
+    with (tmp_path / "raw").open("rb") as file:
+        assert file.read(end) == guest.image.plaintext(low.gpa, end)
