@@ -28,6 +28,8 @@ _RANGES = ("private", "shared")
     # a secret that was planted in the guest: it is there, and the host cannot see it
     sevkvm verify --pid 4242 --canary 'correct horse battery staple'
     sevkvm verify --pid 4242 --canary @canary.bin --at gva:0x7ffff7dd5000
+    # a guest in which nothing was planted: put it there for a moment
+    sevkvm verify --pid 4242 --canary 'correct horse battery staple' --at gpa:0x5f00000 --place
     # a gate for production: encrypted registers, and nobody can debug it
     sevkvm verify --pid 4242 --require es --require nodebug --json > report.json
     # memory that must be private, and a buffer that must not
@@ -41,6 +43,11 @@ _RANGES = ("private", "shared")
 )
 @click.option(
     "--at", metavar="[gpa:|gva:]ADDR", help="Where the canary is; else private memory is searched for it."
+)
+@click.option(
+    "--place",
+    is_flag=True,
+    help="Write the canary --at its address first, and put back what was there. The guest stands still meanwhile.",
 )
 @click.option(
     "--require",
@@ -67,6 +74,7 @@ def command(
     session: GuestSession,
     canary: str | None,
     at: str | None,
+    place: bool,
     requirements: tuple[str, ...],
     samples: int,
     untouched_ok: bool,
@@ -83,7 +91,11 @@ def command(
     The exit status is 0 only if nothing failed and everything required was shown; what could not be looked at is
     [ SKIP ], and no failure unless it is required, or with --strict. 1: failed.
     """
-    wanted = _wanted(canary, at, requirements, samples, untouched_ok, session.arguments["search_limit"])
+    if place and at is None:
+        raise click.UsageError("--place needs --at: where to", click.get_current_context())
+    wanted = _wanted(
+        canary, at, place, requirements, samples, untouched_ok, session.arguments["search_limit"]
+    )
     if session.file is not None:
         raise click.UsageError(
             "a dump cannot be verified: it does not tell how the memory was kept", click.get_current_context()
@@ -107,6 +119,7 @@ def command(
 def _wanted(
     canary: str | None,
     at: str | None,
+    place: bool,
     requirements: tuple[str, ...],
     samples: int,
     untouched_ok: bool,
@@ -131,6 +144,7 @@ def _wanted(
     return Wanted(
         canary=data,
         at=None if at is None else _address(at),
+        place=place,
         samples=samples,
         ranges=tuple(_range(text) for text in requirements if text not in _FLAGS),
         nodebug="nodebug" in flags,

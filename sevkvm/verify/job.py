@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from sevkvm.memory.policy import SevKind
 from sevkvm.verify import canary as canaries
 from sevkvm.verify import memory, protection
 from sevkvm.verify.pagemap import Known, known_pages
+from sevkvm.verify.placed import placed, placed_check
 from sevkvm.verify.report import Check, Group, Report
 from sevkvm.verify.require import Requirement, range_check
 
 if TYPE_CHECKING:
     from sevkvm.guest import Guest
 
+CANARY: Final = "canary"
+
 
 @dataclass(frozen=True)
 class Wanted:
     """What to verify. ``at``: (``gpa``, ``gva`` or None, address) of the canary; None: it is searched for.
+
+    ``place``: write it there first, and put back what was there; the guest is held all the time.
 
     ``samples``: pages a check looks at, at most. ``limit``: bytes that one search may read. ``untouched_ok``: pages
     of a required range that nobody ever wrote are no failure.
@@ -26,6 +32,7 @@ class Wanted:
 
     canary: bytes | None = None
     at: tuple[str | None, int] | None = None
+    place: bool = False
     samples: int = 16
     ranges: tuple[Requirement, ...] = ()
     nodebug: bool = False
@@ -54,6 +61,18 @@ def verify(guest: Guest, wanted: Wanted) -> Report:
 
 
 def _decrypted(guest: Guest, wanted: Wanted) -> list[Group]:
+    with ExitStack() as until_put_back:
+        if wanted.place:
+            until_put_back.enter_context(guest.held())
+        groups, places = _looked(guest, wanted, until_put_back)
+    if not wanted.place or not guest.sev.encrypted:
+        return groups
+    check = placed_check(places[0])
+    return [Group(each.title, (check, *each.checks)) if each.title == CANARY else each for each in groups]
+
+
+def _looked(guest: Guest, wanted: Wanted, until_put_back: ExitStack) -> tuple[list[Group], list[int]]:
+    """All groups, and where the canary was looked for."""
     places: list[int] = []
     short = ""
     with guest.held():
@@ -63,6 +82,8 @@ def _decrypted(guest: Guest, wanted: Wanted) -> list[Group]:
         required = _ranges(guest, known, wanted)
         if wanted.canary is not None and wanted.at is not None:
             places = [canaries.resolve(guest, *wanted.at, known)]
+            if wanted.place and guest.sev.encrypted:
+                until_put_back.enter_context(placed(guest, known, places[0], wanted.canary))
             found = canaries.found_checks(guest, known, wanted.canary, places, short)
     groups = [Group("memory", tuple(checks))]
     if wanted.canary is not None:
@@ -71,10 +92,10 @@ def _decrypted(guest: Guest, wanted: Wanted) -> list[Group]:
             places, short = canaries.find(guest, known, wanted.canary, wanted.limit)
             with guest.held():
                 found = canaries.found_checks(guest, known, wanted.canary, places, short)
-        groups.append(Group("canary", (*found, hidden)))
+        groups.append(Group(CANARY, (*found, hidden)))
     if required:
         groups.append(Group("requirements", tuple(required)))
-    return groups
+    return groups, places
 
 
 def _undecrypted(guest: Guest, wanted: Wanted) -> list[Group]:
@@ -83,7 +104,7 @@ def _undecrypted(guest: Guest, wanted: Wanted) -> list[Group]:
         checks = [memory.host_view_check(guest, wanted.samples)]
     groups = [Group("memory", tuple(checks))]
     if wanted.canary is not None:
-        groups.append(Group("canary", (canaries.hidden_check(guest, wanted.canary, wanted.limit),)))
+        groups.append(Group(CANARY, (canaries.hidden_check(guest, wanted.canary, wanted.limit),)))
     unknown = Known(None, (), "the guest's page tables cannot be read without the debug path")
     required = _ranges(guest, unknown, wanted)
     return [*groups, Group("requirements", tuple(required))] if required else groups

@@ -151,3 +151,34 @@ def test_sev_es_with_tables_that_are_named(host: SevHost) -> None:
         wanted = ("--cr3", "0x10000", "--paging", "4level", "--require", "es", "--canary", CANARY)
         status, outcomes = verify(host, guest, "--strict", *wanted)
         assert (status, set(outcomes.values())) == (0, {"pass"})
+
+
+PLACED = "correct horse battery staple"
+
+
+def test_a_canary_is_placed_and_taken_out_again(host: SevHost, guest: LabGuest) -> None:
+    text = guest.image.landmark("text")
+    gpa, before = text.gpa + 0x1FE8, guest.host_bytes(text.gpa, 3 * 4096)  # it lies across two pages
+    status, found = sevkvm(
+        host, guest, "verify", "--canary", PLACED, "--at", f"gpa:{gpa:#x}", "--place", "--strict"
+    )
+    outcomes = {check["id"]: check["outcome"] for check in found["checks"]}
+    assert (status, set(outcomes.values())) == (0, {"pass"})
+    assert [check["evidence"] for check in found["checks"] if check["id"] == "canary-placed"] == [
+        [f"at gpa {gpa:#x}; what was there is back"]
+    ]
+    assert guest.host_bytes(text.gpa, 3 * 4096) == before
+    assert verify(host, guest, "--canary", PLACED)[1]["canary-found"] == "fail"
+
+
+@pytest.mark.parametrize("name", ["shared", "rom"])
+def test_where_no_canary_is_placed(host: SevHost, guest: LabGuest, name: str) -> None:
+    mark = guest.image.landmark(name)
+    before, encrypted = guest.host_bytes(mark.gpa, 4096), host.kernel.firmware.counts["DBG_ENCRYPT"]
+    with pytest.raises(
+        AssertionError,
+        match=r"page at gpa 0x104000 is shared|the guest has ROM",
+    ):
+        verify(host, guest, "--canary", PLACED, "--at", hex(mark.gpa), "--place")
+    assert guest.host_bytes(mark.gpa, 4096) == before
+    assert host.kernel.firmware.counts["DBG_ENCRYPT"] == encrypted

@@ -7,11 +7,13 @@ import json
 
 import pytest
 
+from sevkvm.errors import MemoryFault
 from sevkvm.memory.policy import SevInfo, SevKind
 from sevkvm.shim.cipher import HostTweak
 from sevkvm.shim.firmware import Firmware
 from sevkvm.shim.kernel import Kernel
 from sevkvm.shim.port import FakePort
+from sevkvm.verify import canary as canaries
 from tests.unit.cli import conftest
 from tests.unit.cli.conftest import BASE, PAGE, SECRET, SECRET_GPA, SHARED, SHARED_GPA, make_guest
 from tests.unit.cli.test_json_documented import documented, keys
@@ -351,3 +353,33 @@ def test_a_canary_file_that_is_not_there(attached, run, tmp_path):
 def test_an_address_that_is_not_mapped(attached, run):
     result = run("verify", "--canary", CANARY, "--at", hex(BASE - PAGE))
     assert (result.exit_code, result.stdout) == (1, "")
+
+
+PLACED = "correct horse battery staple"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryFault("gpa", 0, reason="it is gone")])
+def test_what_was_there_comes_back_whatever_happens(attached, run, monkeypatch, error):
+    attached.guest = make_guest(attached)  # the same one for both commands
+    seen = []
+
+    def fail(guest, canary, limit):
+        seen.append(guest.memory.read(SECRET_GPA + 100, len(PLACED)))
+        raise error
+
+    monkeypatch.setattr(canaries, "hidden_check", fail)
+    run("verify", "--canary", PLACED, "--at", hex(SECRET_GPA + 100), "--place")
+    assert seen == [PLACED.encode()]
+    now = run("xp", f"/{len(PLACED)}xb", "--json", hex(SECRET_GPA + 100))
+    assert json.loads(now.stdout)["bytes"] == SECRET[100 : 100 + len(PLACED)].hex()
+
+
+def test_where_to_place_it_must_be_said(attached, run):
+    assert run("verify", "--canary", PLACED, "--place").exit_code == 2
+    assert run("verify", "--place").exit_code == 2
+
+
+def test_page_tables_are_no_place_for_a_canary(attached, run):
+    result = run("verify", "--canary", PLACED, "--at", "0x10010", "--place")
+    assert result.exit_code == 2
+    assert "the page at gpa 0x10000 is table" in result.stderr
