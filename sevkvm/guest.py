@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sevkvm.abi.kvmstate import MoreState
     from sevkvm.dumpfile import DumpContents
     from sevkvm.linux.finder import KernelFinder
+    from sevkvm.linux.symbols import Symbols
     from sevkvm.linux.vmcoreinfo import VmcoreInfo
     from sevkvm.memory.source import PhysicalMemory, SlotMap
     from sevkvm.memory.write import WritePlan
@@ -331,6 +332,18 @@ class Guest:
                 return kernel and kernel.info
             forms = [kernel.form]
         return self._finder.note(cbit_pos, forms)
+
+    def symbols(self) -> Symbols:
+        """Names and addresses of the kernel's functions and variables, from its own table (Linux since 6.0).
+
+        Read once, which takes about a thousand pages beyond what the note takes; the vCPUs are held until the note is
+        found, for their page tables lead to it. Raises BadGuestData where there are none, or as ``vmcoreinfo``.
+        """
+        return self._finder.symbols(self._note_at_rest, self._cbit_pos())
+
+    def _note_at_rest(self) -> VmcoreInfo | None:
+        with self.held():
+            return self.vmcoreinfo()
 
     @cached_property
     def _finder(self) -> KernelFinder:

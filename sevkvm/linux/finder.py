@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING
 
 from sevkvm.errors import BadGuestData
 from sevkvm.linux.find import Kernel, find_kernel, find_note
+from sevkvm.linux.kallsyms import read_symbols
 from sevkvm.linux.ram import LIMIT_PAGES, Progress, Search
+from sevkvm.linux.space import KernelSpace
+from sevkvm.linux.symbols import Symbols
+from sevkvm.linux.tables import check
 
 if TYPE_CHECKING:
     from sevkvm.linux.vmcoreinfo import VmcoreInfo
@@ -35,6 +39,7 @@ class KernelFinder:
         self._progress = progress
         self._kernel: Kernel | BadGuestData | None = None
         self._note: VmcoreInfo | None = None
+        self._symbols: Symbols | None = None
         self._searched_kernel = self._searched_note = False
         self.shortfall = ""
         """After a search that found nothing: what it did, in words that end a sentence."""
@@ -65,11 +70,35 @@ class KernelFinder:
                 self._check_mask(self._note, cbit_pos)
         return self._note
 
+    def symbols(self, find_info: Callable[[], VmcoreInfo | None], cbit_pos: int | None) -> Symbols:
+        """The kernel's own symbols, read once; ``find_info`` gets its note, and its cost is counted with theirs.
+
+        BadGuestData where there is no kernel, or none that tells its symbols.
+        """
+        if self._symbols is None:
+            commands, nbytes = self._commands(), self._copied()
+            info = find_info()
+            if info is None:
+                raise BadGuestData(
+                    "no Linux kernel was found that tells of itself (VMCOREINFO): there are no symbols"
+                    + (f"; {self.shortfall}" if self.shortfall else "")
+                )
+            space = KernelSpace(self._memory, check(self._memory, info, cbit_pos))
+            symbols = read_symbols(space, info)
+            cost = f"{self._commands() - commands} firmware commands"
+            if not self._memory.encrypted:
+                cost = f"{(self._copied() - nbytes) >> 10} KiB of memory"
+            self._symbols = Symbols(symbols, info.osrelease, cost)
+        return self._symbols
+
     def _search(self, cbit_pos: int | None) -> Search:
         return Search(self._memory, cbit_pos, self._limit_pages, self._progress)
 
     def _commands(self) -> int:
         return self._memory.counts()["firmware_commands"]
+
+    def _copied(self) -> int:
+        return self._memory.counts()["bytes_copied"]
 
     def _tell_kernel(self, search: Search, before: int) -> None:
         cost = f"{self._commands() - before} firmware commands"

@@ -19,7 +19,10 @@ def compress(name: bytes) -> bytes:
 def build(
     symbols: list[tuple[str, int]], gva: int, base: int, *, since_615: bool = False
 ) -> tuple[bytes, dict[str, int]]:
-    """``symbols``: type and name together, and address. The bytes for ``gva``, and the SYMBOL() lines of the note."""
+    """``symbols``: type and name together, and address. The bytes for ``gva``, and the SYMBOL() lines of the note.
+
+    Until 6.14 an address below 2 GiB stands for itself: a per-CPU offset.
+    """
     names = bytearray()
     for name, _ in symbols:
         packed = compress(name.encode())
@@ -27,7 +30,7 @@ def build(
         names += bytes([length]) if length < 128 else bytes([length & 0x7F | 0x80, length >> 7])
         names += packed
     offsets = b"".join(
-        struct.pack("<I", address - base if since_615 else (base - 1 - address) & 0xFFFF_FFFF)
+        struct.pack("<I", address - base if since_615 else _until_614(address, base))
         for _, address in symbols
     )
     table, index = b"", b""
@@ -47,3 +50,7 @@ def build(
         where[f"kallsyms_{name}"] = gva + len(data)
         data += part + bytes(-len(part) % 8)
     return data, where
+
+
+def _until_614(address: int, base: int) -> int:
+    return address if address < 1 << 31 else (base - 1 - address) & 0xFFFF_FFFF

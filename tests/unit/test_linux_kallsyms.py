@@ -5,9 +5,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sevkvm.errors import BadGuestData
-from sevkvm.linux.kallsyms import find_symbols
+from sevkvm.linux.kallsyms import find_symbols, read_symbols
 from tests.support.kallsymsbuild import build
 
 GVA = 0xFFFF_FFFF_8200_0000
@@ -37,6 +39,15 @@ class Space:
 
     def u64(self, gva: int) -> int:
         return int.from_bytes(self.read(gva, 8), "little")
+
+
+def read(symbols, *, since_615: bool = False, change=None, tail: int = 8192, **note: int):
+    data, where = build(symbols, GVA, BASE, since_615=since_615)
+    space = Space(data + bytes(tail))
+    if change:
+        change(space, where)
+    known = {"_stext": BASE, "init_uts_ns": BASE + 0x5000} | note
+    return read_symbols(space, SimpleNamespace(symbols={**where, **known}))
 
 
 def find(symbols, *wanted: str, since_615: bool = False, change=None, witness: int = BASE, tail: int = 8192):
@@ -94,3 +105,78 @@ def test_tokens_out_of_order() -> None:
 def test_a_kernel_whose_note_does_not_know_its_table() -> None:
     with pytest.raises(BadGuestData, match=r"before 6\.0"):
         find_symbols(Space(b""), SimpleNamespace(symbols={}), ["pgd_list"])
+
+
+@pytest.mark.parametrize("since_615", [False, True])
+def test_the_whole_table(since_615: bool) -> None:
+    assert [(letter + name, gva) for gva, letter, name in read(SYMBOLS, since_615=since_615)] == SYMBOLS
+
+
+def test_per_cpu_variables_have_offsets() -> None:
+    symbols = [("Acurrent_task", 0x1FB80), *SYMBOLS]
+    assert read(symbols)[0] == (0x1FB80, "A", "current_task")
+
+
+def test_as_many_symbols_as_a_large_kernel_has() -> None:
+    many = [(f"tfunction_number_{number}", BASE + number) for number in range(200_000)]
+    found = read([*SYMBOLS, *many])
+    assert len(found) == len(SYMBOLS) + 200_000
+    assert found[-1] == (BASE + 199_999, "t", "function_number_199999")
+
+
+def test_a_kernel_of_functions_alone_has_one_witness() -> None:
+    """Without CONFIG_KALLSYMS_ALL no variable is in the table."""
+    functions = [each for each in SYMBOLS if each[0][0] in "tT"]
+    assert len(read(functions)) == len(functions)
+
+
+@pytest.mark.parametrize("note", [{"_stext": BASE + 1}, {"init_uts_ns": BASE}])
+def test_one_witness_against_the_table(note: dict[str, int]) -> None:
+    with pytest.raises(BadGuestData, match="contradicts"):
+        read(SYMBOLS, **note)
+
+
+def test_a_table_that_no_witness_is_in() -> None:
+    with pytest.raises(BadGuestData, match="contradicts"):
+        read([("tnobody", BASE)])
+    with pytest.raises(BadGuestData, match="contradicts"):
+        read([*SYMBOLS, *SYMBOLS])
+
+
+@pytest.mark.parametrize("name", ["t\x1b[2J", "two words", "tnew\nline", "t\x7f", "t", "t" + "n" * 513])
+def test_names_that_no_kernel_has(name: str) -> None:
+    with pytest.raises(BadGuestData, match="name"):
+        read([*SYMBOLS, (name, BASE)])
+
+
+def test_names_are_not_blown_up_by_their_tokens() -> None:
+    """A byte of a name may stand for 64 KiB."""
+
+    def change(space: Space, where: dict[str, int]) -> None:
+        at = where["kallsyms_token_index"] - GVA
+        space.data = space.data[: at + 2] + bytes([0xF0, 0xFF] * 255) + space.data[at + 512 :]
+
+    with pytest.raises(BadGuestData, match="longer than any name"):
+        read(SYMBOLS, change=change, tail=1 << 17)
+
+
+@pytest.mark.parametrize(
+    "part", ["num_syms", "names", "token_table", "token_index", "offsets", "relative_base"]
+)
+@pytest.mark.parametrize("gva", [0, GVA - 1, GVA + (1 << 20), (1 << 64) - 1])
+def test_a_part_that_is_not_there(part: str, gva: int) -> None:
+    with pytest.raises(BadGuestData):
+        read(SYMBOLS, **{f"kallsyms_{part}": gva})
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 4000), st.binary(min_size=1, max_size=64))
+def test_a_damaged_table_is_refused_or_read_and_nothing_else(at: int, damage: bytes) -> None:
+    def change(space: Space, where: dict[str, int]) -> None:
+        space.data = space.data[:at] + damage + space.data[at + len(damage) :]
+
+    try:
+        found = read(SYMBOLS, change=change)
+    except BadGuestData:
+        return
+    assert all(name.isprintable() and 0 <= gva < 1 << 64 for gva, _, name in found)
