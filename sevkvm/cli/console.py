@@ -28,7 +28,7 @@ def converse(monitor: Monitor) -> None:
     A command cut short may leave a request on its way in the VMM: only leaving the VMM undoes that.
     """
     interactive = sys.stdin.isatty()
-    readline = _prepared() if interactive else None
+    readline = _prepared(monitor) if interactive else None
     if interactive:
         sys.stdout.write(f"sevkvm {__version__} monitor - type 'help' for more information\n")
     try:
@@ -69,7 +69,7 @@ def history_path() -> Path:
     return Path(state) / "sevkvm" / "monitor_history"
 
 
-def _prepared() -> Any:
+def _prepared(monitor: Monitor) -> Any:
     """The readline module, set up; None where Python was built without it."""
     try:
         import readline
@@ -79,7 +79,7 @@ def _prepared() -> Any:
 
     def complete(text: str, number: int) -> str | None:
         begun = readline.get_line_buffer()[: readline.get_begidx()]
-        found = candidates(begun, text)
+        found = candidates(begun, text, monitor.names, symbolic=monitor.symbolic)
         return found[number] if number < len(found) else None
 
     readline.set_completer(complete)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from sevkvm.cli.run import say
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -36,7 +38,7 @@ def monitor_for(session: GuestSession, guest: Guest) -> Iterator[Callable[[str, 
 
     outside = _Looking(outside_of(session, guest))
     with RunControl(guest, outside) as control:
-        monitor = Monitor(guest, outside, control)
+        monitor = Monitor(guest, outside, control, told=say)
 
         def answer(line: str, thread: int) -> Iterator[str]:
             monitor.vcpu = thread - 1 if guest.vcpu_indexes else None

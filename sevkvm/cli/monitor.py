@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     sevkvm monitor --pid 4242
     # for scripts: one answer after the other
     sevkvm monitor --pid 4242 -c 'info registers' -c 'x /8i $pc' -c 'xp /4xg 0x1000'
+    # with the names that the guest's kernel has for its addresses
+    sevkvm monitor --pid 4242 --symbols -c 'sym $rip' -c 'addr jiffies' -c 'x /8i schedule'
     # for programs that drive QEMU's monitor
     sevkvm monitor --pid 4242 --listen unix:/run/guest.sock &
     drgn --qemu /run/guest.sock
@@ -47,9 +49,19 @@ if TYPE_CHECKING:
 @click.option(
     "--listen-anywhere", "anywhere", is_flag=True, help="--listen may be reached by other machines."
 )
+@click.option(
+    "--symbols",
+    is_flag=True,
+    help="Show the kernel's names in `x`, and take them in expressions: x /8i do_idle+16.",
+)
 @guest_options
 def command(
-    session: GuestSession, lines: tuple[str, ...], address: str | None, hmp: bool, anywhere: bool
+    session: GuestSession,
+    lines: tuple[str, ...],
+    address: str | None,
+    hmp: bool,
+    anywhere: bool,
+    symbols: bool,
 ) -> None:
     """Answer the commands of QEMU's monitor, byte for byte as QEMU would of a guest that is not encrypted.
 
@@ -62,10 +74,15 @@ def command(
         raise click.UsageError("--hmp and --listen-anywhere need --listen", click.get_current_context())
     if address is not None and lines:
         raise click.UsageError("-c and --listen exclude each other", click.get_current_context())
+    if address is not None and symbols:
+        raise click.UsageError(
+            "--symbols and --listen exclude each other: programs expect QEMU's answers",
+            click.get_current_context(),
+        )
     if address is not None:
         _listen(session, address, hmp=hmp, anywhere=anywhere)
         return
-    with opened(session) as monitor:
+    with opened(session, symbolic=symbols) as monitor:
         if lines:
             status = _run(monitor, lines)
         else:
@@ -77,15 +94,18 @@ def command(
 
 
 @contextmanager
-def opened(session: GuestSession) -> Iterator[Monitor]:
-    """Attach, and yield a conversation that can begin."""
+def opened(session: GuestSession, *, symbolic: bool = False) -> Iterator[Monitor]:
+    """Attach, and yield a conversation that can begin; ``symbolic``: with the kernel's names, or not at all."""
     from sevkvm.monitor.monitor import Monitor
     from sevkvm.monitor.runcontrol import RunControl
 
     with session.open() as guest:
         outside = outside_of(session, guest)
         with RunControl(guest, outside) as control:
-            yield Monitor(guest, outside, control)
+            monitor = Monitor(guest, outside, control, symbolic=symbolic, told=say)
+            if symbolic:
+                monitor.symbols()
+            yield monitor
 
 
 def outside_of(session: GuestSession, guest: Guest) -> Outside:

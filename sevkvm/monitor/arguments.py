@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
-from sevkvm.monitor.expression import SPACES, Registers, evaluate
+from sevkvm.monitor.expression import SPACES, Values, evaluate
 from sevkvm.monitor.problem import BadArgument
 
 _SIZES: Final = {"b": 1, "h": 2, "w": 4, "g": 8, "L": 8}
@@ -47,9 +47,9 @@ class Arguments:
     format: Format = Format(1, "x", 4)
 
 
-def parse(command: str, spec: str, line: str, registers: Registers, defaults: Defaults) -> Arguments:
+def parse(command: str, spec: str, line: str, values: Values, defaults: Defaults) -> Arguments:
     """``line`` is what follows the command's name (``command`` is how messages call it). Raises BadArgument."""
-    reader = _Reader(command, line, registers, defaults)
+    reader = _Reader(command, line, values, defaults)
     todo = [part.rpartition(":")[::2] for part in spec.split(",") if part]
     for index, (name, kind) in enumerate(todo):
         later = {kind for _, kind in todo[index + 1 :]}
@@ -59,10 +59,10 @@ def parse(command: str, spec: str, line: str, registers: Registers, defaults: De
 
 
 class _Reader:
-    def __init__(self, command: str, line: str, registers: Registers, defaults: Defaults) -> None:
+    def __init__(self, command: str, line: str, values: Values, defaults: Defaults) -> None:
         self._command = command
         self._line = line
-        self._registers = registers
+        self._values = values
         self._defaults = defaults
         self._at = 0
         self.arguments = Arguments()
@@ -101,7 +101,7 @@ class _Reader:
             raise BadArgument(f"{self._command}: unsupported option -{letter}")
 
     def _number(self, name: str, kind: str) -> None:
-        value, self._at = evaluate(self._line, self._at, self._registers)
+        value, self._at = evaluate(self._line, self._at, self._values)
         if kind == "i" and value >> 32:
             raise BadArgument(f"'{self._command}' has failed: integer is for 32-bit values")
         self.arguments.numbers[name] = value

@@ -9,12 +9,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from sevkvm.monitor.problem import BadArgument
 
 Registers = Callable[[str], "int | None"]
 """The value of a register by its name after the ``$``, 64 bits; None for a name that is none."""
+
+
+class Values(NamedTuple):
+    """What names stand for. ``symbol``: a bare name's value, or CommandProblem; None: there are none, as in QEMU."""
+
+    register: Registers
+    symbol: Callable[[str], int] | None = None
+
 
 SPACES: Final = " \t\n\v\f\r"  # C's isspace()
 _MASK: Final = (1 << 64) - 1
@@ -22,23 +30,24 @@ _DEPTH: Final = 64  # parentheses and signs: hostile lines must not exhaust the 
 _NUMBER: Final = re.compile(r"0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*")
 _NAME: Final = re.compile(r"[A-Za-z0-9_.]*")
 _NAME_LENGTH: Final = 127
+_SYMBOL: Final = re.compile(r"[A-Za-z_.][A-Za-z0-9_.$]*")
 
 
-def evaluate(text: str, at: int, registers: Registers) -> tuple[int, int]:
+def evaluate(text: str, at: int, values: Values) -> tuple[int, int]:
     """The value (0 <= value < 2**64) of the expression at ``text[at:]``, and where it ends, spaces skipped.
 
     Raises BadArgument in QEMU's words.
     """
-    reader = _Reader(text, at, registers)
+    reader = _Reader(text, at, values)
     return reader.sum(), reader.at
 
 
 class _Reader:
     """Recursive descent; ``at`` is the next character, spaces skipped."""
 
-    def __init__(self, text: str, at: int, registers: Registers) -> None:
+    def __init__(self, text: str, at: int, values: Values) -> None:
         self._text = text
-        self._registers = registers
+        self._values = values
         self._depth = 0
         self.at = at
         self._skip()
@@ -94,6 +103,11 @@ class _Reader:
             return self._character()
         if first == "$":
             return self._register()
+        symbol = _SYMBOL.match(self._text, self.at) if self._values.symbol is not None else None
+        if symbol is not None and self._values.symbol is not None:
+            value = self._values.symbol(symbol[0])
+            self._move(len(symbol[0]))
+            return value
         return self._number(first)
 
     def _character(self) -> int:
@@ -108,7 +122,7 @@ class _Reader:
     def _register(self) -> int:
         match = _NAME.match(self._text, self.at + 1)
         assert match is not None  # it matches nothing, too
-        value = self._registers(match[0][:_NAME_LENGTH])
+        value = self._values.register(match[0][:_NAME_LENGTH])
         if value is None:
             raise BadArgument("unknown register")
         self._move(1 + len(match[0]))

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sevkvm.abi import x86
 from sevkvm.abi.x86 import PAGE_NBYTES
+from sevkvm.monitor.labels import beside, referred
 from sevkvm.monitor.problem import CommandProblem
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sevkvm.monitor.examine import Reader
+    from sevkvm.monitor.labels import Labels
     from sevkvm.monitor.monitor import Monitor
 
 _LONGEST: Final = 15  # bytes of an x86 instruction
@@ -26,8 +28,10 @@ _LINE_NBYTES: Final = 8
 _UNSIGNED: Final = re.compile(r"\$(1844674407370955160[7-9]|1844674407370955161[0-5])\b")
 
 
-def disassemble(monitor: Monitor, reader: Reader, count: int, address: int) -> Iterator[str]:
-    """``count`` instructions, at least one; bytes that are none are shown as ``.byte``."""
+def disassemble(
+    monitor: Monitor, reader: Reader, count: int, address: int, labels: Labels | None = None
+) -> Iterator[str]:
+    """``count`` instructions, at least one; bytes that are none are shown as ``.byte``. ``labels``: names for them."""
     decoder = _decoder(monitor)
     buffer, at = b"", address
     for _ in range(max(count, 1)):
@@ -39,7 +43,7 @@ def disassemble(monitor: Monitor, reader: Reader, count: int, address: int) -> I
             yield f"0x{at:08x}: unable to read memory\n"
             return
         _, nbytes, mnemonic, operands = found
-        yield from _lines(at, buffer[:nbytes], mnemonic, operands)
+        yield from _lines(at, buffer[:nbytes], mnemonic, operands, labels)
         buffer, at = buffer[nbytes:], at + nbytes
 
 
@@ -56,10 +60,11 @@ def _read(reader: Reader, address: int, nbytes: int) -> bytes:
     return data
 
 
-def _lines(at: int, code: bytes, mnemonic: str, operands: str) -> Iterator[str]:
+def _lines(at: int, code: bytes, mnemonic: str, operands: str, labels: Labels | None = None) -> Iterator[str]:
     head = code[:_LINE_NBYTES].hex(" ")
     operands = _UNSIGNED.sub(lambda found: f"${int(found[1]) - (1 << 64)}", operands)
-    yield f"0x{at:08x}:  {head:<{3 * _LINE_NBYTES}} {mnemonic:<8} {operands}\n"
+    name, behind = beside(labels, at), referred(labels, mnemonic, operands, at + len(code))
+    yield f"0x{at:08x}{name}:  {head:<{3 * _LINE_NBYTES}} {mnemonic:<8} {operands}{behind}\n"
     for offset in range(_LINE_NBYTES, len(code), _LINE_NBYTES):
         yield f"0x{at + offset:08x}:  {code[offset : offset + _LINE_NBYTES].hex(' ')}\n"
 

@@ -7,19 +7,23 @@ from typing import TYPE_CHECKING, Final
 
 from sevkvm.monitor.command import Command
 from sevkvm.monitor.examine import ExamineFormat, Reader, examine, short_reads
+from sevkvm.monitor.labels import beside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sevkvm.monitor.arguments import Arguments
+    from sevkvm.monitor.labels import Labels
     from sevkvm.monitor.monitor import Monitor
 
+_ADDRESS_DIGITS: Final = 16
 _NAMED: Final = {0x27: "\\'", 0x5C: "\\\\", 0x0A: "\\n", 0x0D: "\\r"}
 
 
 def x(monitor: Monitor, given: Arguments) -> Iterator[str]:
     """Guest-virtual memory, by the tables of the current vCPU."""
-    return _show(monitor, given, virtual_reader(monitor))
+    labels = monitor.symbols().label if monitor.symbolic else None
+    return _show(monitor, given, virtual_reader(monitor), labels)
 
 
 def xp(monitor: Monitor, given: Arguments) -> Iterator[str]:
@@ -47,15 +51,18 @@ def physical_reader(monitor: Monitor) -> Reader:
     return short_reads(read)
 
 
-def _show(monitor: Monitor, given: Arguments, reader: Reader) -> Iterator[str]:
+def _show(monitor: Monitor, given: Arguments, reader: Reader, labels: Labels | None = None) -> Iterator[str]:
     fmt, address = given.format, given.numbers["addr"]
     if fmt.letter == "i":
         from sevkvm.monitor.instructions import disassemble
 
-        yield from disassemble(monitor, reader, fmt.count, address)
+        yield from disassemble(monitor, reader, fmt.count, address, labels)
         return
     examination = examine(reader, ExamineFormat(fmt.count, fmt.letter, fmt.unit_nbytes), address)
     for line in examination:
+        if labels is not None:
+            digits = line[:_ADDRESS_DIGITS]
+            line = f"{digits}{beside(labels, int(digits, 16))}{line[_ADDRESS_DIGITS:]}"
         yield f"{line}\n"
     if examination.failed_at is not None:
         monitor.hole()

@@ -6,17 +6,18 @@ before the next one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final
 
 from sevkvm import errors
 from sevkvm.monitor import arguments, names
-from sevkvm.monitor.expression import SPACES
+from sevkvm.monitor.expression import SPACES, Values
 from sevkvm.monitor.problem import BadArgument, CommandProblem
 
 if TYPE_CHECKING:
     from sevkvm.guest import Guest
+    from sevkvm.linux.symbols import Symbols
     from sevkvm.monitor.command import Command
     from sevkvm.monitor.outside import Outside
     from sevkvm.monitor.runcontrol import RunControl
@@ -30,7 +31,8 @@ class Monitor:
     """``vcpu``: the one that commands are about (``cpu N``), or None for the user's choice or the first.
 
     After ``execute``: ``status`` is 0, 1 (the command failed) or 6 (its answer ends in a hole), and ``over`` tells
-    that the conversation is to end.
+    that the conversation is to end. ``symbolic``: ``x`` shows the kernel's names, and expressions may have them; QEMU
+    does neither. ``told`` gets what reading them cost. ``names``: the symbols once something has asked for them.
     """
 
     def __init__(
@@ -40,6 +42,8 @@ class Monitor:
         control: RunControl,
         *,
         output_nbytes: int = OUTPUT_NBYTES,
+        symbolic: bool = False,
+        told: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.guest = guest
         self.outside = outside
@@ -48,6 +52,9 @@ class Monitor:
         self.vcpu: int | None = None
         self.status = 0
         self.over = False
+        self.symbolic = symbolic
+        self.names: Symbols | None = None
+        self._told = told
         self._output_nbytes = output_nbytes
 
     def execute(self, line: str) -> str:
@@ -78,6 +85,13 @@ class Monitor:
                 return state
         raise errors.UsageError(f"no vCPU {wanted}")
 
+    def symbols(self) -> Symbols:
+        """The kernel's, read when they are first needed; BadGuestData where there are none."""
+        if self.names is None:
+            self.names = self.guest.symbols()
+            self._told(self.names.told)
+        return self.names
+
     def hole(self) -> None:
         """The answer ends at memory that cannot be read."""
         self.status = errors.EXIT_HOLES
@@ -100,7 +114,8 @@ class Monitor:
             raise CommandProblem(f'{problem.text}\nTry "help {told}" for more information') from None
 
     def _run(self, command: Command, rest: str) -> str:
-        given = arguments.parse(command.names, command.spec, rest, self._register, self.defaults)
+        values = Values(self._register, self._symbol if self.symbolic else None)
+        given = arguments.parse(command.names, command.spec, rest, values, self.defaults)
         return self._bounded(command.handler(self, given))
 
     def _bounded(self, pieces: Iterable[str]) -> str:
@@ -120,3 +135,8 @@ class Monitor:
     def _register(self, name: str) -> int | None:
         # a name that is none is no reason to stop a vCPU
         return names.value_of(name, self.state()) if name in names.NAMES else None
+
+    def _symbol(self, name: str) -> int:
+        from sevkvm.monitor.symbols import value_of
+
+        return value_of(self, name)

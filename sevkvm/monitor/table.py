@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from sevkvm.monitor import about, addresses, control, dumping, listings, memory, registers, saving
+from sevkvm.monitor import about, addresses, control, dumping, listings, memory, registers, saving, symbols
 from sevkvm.monitor.command import Command, find
 from sevkvm.monitor.expression import SPACES
 from sevkvm.monitor.problem import CommandProblem
@@ -83,6 +83,7 @@ COMMANDS: Final = _sorted(
     *control.COMMANDS,
     *saving.COMMANDS,
     *dumping.COMMANDS,
+    *symbols.COMMANDS,
     Command("help|?", "name:S?", "[cmd]", "show the help", show_help),
     Command("info", "", "[subcommand]", "show various information about the system state", info),
 )

@@ -6,15 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sevkvm.monitor.expression import evaluate
+from sevkvm.monitor.expression import Values, evaluate
 from sevkvm.monitor.problem import BadArgument
 
 MASK = (1 << 64) - 1
 REGISTERS = {"pc": 0xFFFF_FFFF_8100_0000, "eax": 7}
+VALUES = Values(REGISTERS.get)
 
 
 def value(text: str) -> int:
-    found, end = evaluate(text, 0, REGISTERS.get)
+    found, end = evaluate(text, 0, VALUES)
     assert end == len(text)
     return found
 
@@ -69,7 +70,7 @@ def test_values(text: str, expected: int) -> None:
 )
 def test_problems(text: str, problem: str) -> None:
     with pytest.raises(BadArgument) as caught:
-        evaluate(text, 0, REGISTERS.get)
+        evaluate(text, 0, VALUES)
     assert caught.value.text == problem
 
 
@@ -100,7 +101,7 @@ def test_division_rounds_to_zero(left: int, right: int) -> None:
 @given(st.text(alphabet="0123456789abxX$pce+-*/%&|^~()' .,\t\\\"é٣", max_size=40))
 def test_anything_else_is_a_problem_and_nothing_worse(text: str) -> None:
     try:
-        found, end = evaluate(text, 0, REGISTERS.get)
+        found, end = evaluate(text, 0, VALUES)
     except BadArgument:
         return
     assert 0 <= found <= MASK
