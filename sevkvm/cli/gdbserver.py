@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     examples="""
     sevkvm gdbserver --pid 4242 --qmp /run/vm.qmp --listen unix:/run/vm.gdb
     gdb vmlinux -ex 'target remote /run/vm.gdb'
+    # no vmlinux at hand, or KASLR: the kernel's own names, where they are now
+    sevkvm gdbserver --pid 4242 --symbols kernel.sym --listen unix:/run/vm.gdb
+    gdb kernel.sym -ex 'target remote /run/vm.gdb'
     # let the guest run on after 20 seconds, whatever gdb does
     sevkvm gdbserver --pid 4242 --max-stop 20 --listen tcp:127.0.0.1:1234
     # steps and breakpoints by QEMU (`gdbserver unix:/run/vm.stub,server=on,wait=off` in its monitor), memory by us
@@ -54,6 +58,11 @@ if TYPE_CHECKING:
     metavar="ADDRESS",
     help="The VMM's own gdb stub (unix:PATH or tcp:HOST:PORT): registers, steps and breakpoints are its affair.",
 )
+@click.option(
+    "--symbols",
+    metavar="FILE",
+    help="Write the names that the guest's kernel has for its addresses to FILE (ELF, mode 0600), for gdb to load.",
+)
 @click.option("--write", is_flag=True, help="Let gdb change the guest's memory.")
 @click.option("--once", is_flag=True, help="End when the first client has left.")
 @guest_options
@@ -63,6 +72,7 @@ def command(
     listen_anywhere: bool,
     max_stop: float | None,
     upstream: str | None,
+    symbols: str | None,
     write: bool,
     once: bool,
 ) -> None:
@@ -77,6 +87,7 @@ def command(
     `sevkvm monitor`. The address it listens on is printed when gdb may connect (docs/gdb.md).
     """
     from sevkvm.cli.gdb_monitor import monitor_for
+    from sevkvm.cli.symbol_file import symbol_target, write_symbol_file
     from sevkvm.gdbserver.listen import UnixAddress, listening, parse_address
     from sevkvm.gdbserver.server import Limits, Server
 
@@ -84,15 +95,22 @@ def command(
     stub = parse_address(upstream, anywhere=True) if upstream else None
     if stub is not None and session.file is not None:
         raise click.UsageError("--file and --upstream exclude each other", click.get_current_context())
+    if symbols == "-":
+        raise click.UsageError("--symbols needs a file that gdb can open", click.get_current_context())
+    names = None if symbols is None else symbol_target(symbols)
     connect = None if stub is None else partial(_stub, stub, session.arguments["timeout"])
     with session.open() as guest, monitor_for(session, guest) as monitor:
         new_session = partial(_new_session, guest, monitor, write, connect)
         new_session()  # refuses options that do not fit
         _prepare(guest)
+        loaded = ""
+        if symbols is not None and names is not None:
+            write_symbol_file(names, guest.symbols())
+            loaded = f"{shlex.quote(symbols)} "
         wanted = address or UnixAddress(f"sevkvm-gdb-{guest.pid or guest.name}.sock")
         with listening(wanted) as (listener, got):
             click.echo(got)
-            say(f"connect with: gdb -ex 'target remote {got.for_gdb}'")
+            say(f"connect with: gdb {loaded}-ex 'target remote {got.for_gdb}'")
             limits, alive = Limits(stop=max_stop), partial(_alive, guest.pid)
             Server(listener, new_session, limits=limits, say=warn, alive=alive).serve(once=once)
 

@@ -36,6 +36,7 @@ COMMANDS = {
     "monitor": Entry("monitor", "the commands of QEMU's monitor: a console, or for scripts", MEMORY),
     "x": Entry("x", "print virtual memory, as QEMU's monitor does", MEMORY),
     "xp": Entry("xp", "print physical memory, as QEMU's monitor does", MEMORY),
+    "symbols": Entry("symbols", "the names of its kernel's functions and variables; for gdb", MEMORY),
     "write": Entry("write", "change its memory, and print what was there", MEMORY),
     "gdbserver": Entry("gdbserver", "serve it to gdb: registers, virtual memory, stop and go", MEMORY),
     "search": Entry("search", "find strings, bytes or regular expressions in its memory", MEMORY),

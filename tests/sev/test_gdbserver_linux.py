@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from elftools.elf.elffile import ELFFile
 
 from sevkvm.lab.initrd import KEEPERS
 from sevkvm.lab.keeper import SECRET_GVA
@@ -85,6 +86,40 @@ def test_each_process_by_its_own_tables(linux: SealedLinux, vmm: QemuVmm, tmp_pa
         root = linux.keeper_roots[keeper.name]
         with gdbserver(*options(vmm, linux), "--cr3", hex(root), "--once", directory=tmp_path) as server:
             assert quads(gdb(server.target, f"x/64xb {SECRET_GVA:#x}")) == keeper.secret
+
+
+def test_the_kernels_own_names_without_a_vmlinux(linux: SealedLinux, vmm: QemuVmm, tmp_path: Path) -> None:
+    """With KASLR; the truth is the guest's own /proc/kallsyms, and where its banner is."""
+    file = tmp_path / "kernel.sym"
+    before = settle(vmm.pid, shape(vmm.pid))
+    with gdbserver(*options(vmm, linux), "--symbols", str(file), directory=tmp_path) as server:
+        assert re.search(r"\d{5,} symbols of Linux 6\.\S+, read with \d+ firmware commands", server.stderr())
+        gvas = {
+            name.removeprefix("symbol."): int(gva, 16)
+            for name, gva in linux.plain.facts.items()
+            if name.startswith("symbol.")
+        }
+        text = gdb(
+            server.target,
+            *("bt 1", "break do_idle", "x/s &linux_banner", "print &init_task", "info symbol do_idle"),
+            *("monitor sym $rip", "monitor addr init_task"),
+            file=file,
+        )
+    assert settle(vmm.pid, before) == before
+    assert f'{gvas["linux_banner"]:#x} <linux_banner>:\t"{linux.plain.facts["version"][:40]}' in text
+    assert f"{gvas['init_task']:#x} <init_task>" in text
+    assert f"0x{gvas['init_task']:016x}: init_task\n" in text
+    assert "do_idle in section .text" in text
+    (breakpoint_gva,) = re.findall(r"^Breakpoint 1 at (0x[0-9a-f]+)$", text, re.M)
+    rip = linux.vcpus[0].regs.rip
+    (frame,) = re.findall(rf"^#0 +{rip:#x} in (\S+) \(\)$", text, re.M)
+    (label,) = re.findall(rf"^0x{rip:016x}: (\S+)$", text, re.M)
+    assert label.partition("+")[0] == frame
+    assert "warning" not in text
+    with file.open("rb") as opened:
+        (function,) = ELFFile(opened).get_section_by_name(".symtab").get_symbol_by_name("do_idle")
+    # gdb may step over the function's first instructions
+    assert 0 <= int(breakpoint_gva, 16) - function["st_value"] < function["st_size"]
 
 
 def test_registers_of_a_sev_es_guest_are_unavailable_and_memory_is_not(tmp_path: Path) -> None:

@@ -73,17 +73,18 @@ def gdbserver(
             process.stdout.close()
 
 
-def gdb_argv(target: str, *commands: str) -> list[str]:
-    """gdb that connects, does this and ends; it detaches from what it did not start."""
+def gdb_argv(target: str, *commands: str, file: Path | None = None) -> list[str]:
+    """gdb that connects, does this and ends; it detaches from what it did not start. ``file``: of symbols."""
     argv = ["gdb", "-nx", "-batch", "-iex", "set pagination off", "-iex", "set width 0"]
+    argv += [] if file is None else [str(file)]
     for command in (f"target remote {target}", *commands):
         argv += ["-ex", command]
     return argv
 
 
-def gdb(target: str, *commands: str, timeout: float = 60.0) -> str:
+def gdb(target: str, *commands: str, timeout: float = 60.0, file: Path | None = None) -> str:
     """Run it; what it said, its errors and `monitor` output too."""
-    argv = gdb_argv(target, *commands)
+    argv = gdb_argv(target, *commands, file=file)
     done = subprocess.run(
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout
     )
