@@ -334,10 +334,11 @@ class Guest:
         return self._finder.note(cbit_pos, forms)
 
     def symbols(self) -> Symbols:
-        """Names and addresses of the kernel's functions and variables, from its own table (Linux since 6.0).
+        """Names and addresses of the kernel's functions and variables, from its own table.
 
-        Read once, which takes about a thousand pages beyond what the note takes; the vCPUs are held until the note is
-        found, for their page tables lead to it. Raises BadGuestData where there are none, or as ``vmcoreinfo``.
+        Read once, which takes about a thousand pages beyond what the note takes, some thousands before Linux 6.0. The
+        vCPUs are held until the note is found, for their page tables lead to it. Raises BadGuestData where there are
+        none, or as ``vmcoreinfo``.
         """
         return self._finder.symbols(self._note_at_rest, self._cbit_pos())
 

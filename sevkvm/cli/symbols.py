@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 def command(
     session: GuestSession, words: tuple[str, ...], output: str | None, force: bool, as_json: bool
 ) -> None:
-    """Print the symbols of the guest's Linux kernel, read from the table that it keeps of them (Linux 6.0 and later).
+    """Print the symbols of the guest's Linux kernel, read from the table that it keeps of them (Linux 4.6 and later).
 
     No vmlinux, System.map or debug package is needed, and KASLR does not matter. With NAME or GVA only these are told:
     every address of a name, or the name that is at or next below an address of the kernel's image; the exit status is

@@ -47,7 +47,7 @@ def read_symbols(space: KernelSpace, info: VmcoreInfo) -> list[Symbol]:
 
     A kernel without CONFIG_KALLSYMS_ALL has functions only. BadGuestData as of ``find_symbols``.
     """
-    table = find_table(space, info)
+    table = find_table(space, info, search=True)
     texts = _texts(space, table)
     offsets = array("i", space.read(table.where["offsets"], 4 * table.nsymbols))
     numbers: dict[str, list[int]] = {name: [] for name in _WITNESSES if name in info.symbols}

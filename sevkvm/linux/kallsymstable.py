@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sevkvm.abi.x86 import PAGE_NBYTES
 from sevkvm.errors import BadGuestData
+from sevkvm.linux.kallsymsearch import search_table
 
 if TYPE_CHECKING:
     from sevkvm.linux.space import KernelSpace
     from sevkvm.linux.vmcoreinfo import VmcoreInfo
 
+_PARTS: Final = ("names", "num_syms", "token_table", "token_index", "offsets", "relative_base")
 _SYMBOLS_MAX: Final = 1 << 20
 _NAMES_NBYTES_MAX: Final = 32 << 20
 _CHUNK_NBYTES: Final = 256 << 10
@@ -33,17 +35,23 @@ class PackedTable(NamedTuple):
     base: int
 
 
-def find_table(space: KernelSpace, info: VmcoreInfo) -> PackedTable:
-    """Where the note says that it is; BadGuestData where it does not, or where there is none."""
-    where = {}
-    for name in ("names", "num_syms", "token_table", "token_index", "offsets", "relative_base"):
-        gva = info.symbols.get(f"kallsyms_{name}")
-        if gva is None:
+def find_table(space: KernelSpace, info: VmcoreInfo, *, search: bool = False) -> PackedTable:
+    """Where the note says that it is, or where it is found; BadGuestData where there is none.
+
+    ``search``: look for it if the note does not say, at the price of thousands of pages.
+    """
+    where = {part: gva for part in _PARTS if (gva := info.symbols.get(f"kallsyms_{part}")) is not None}
+    missing = [part for part in _PARTS if part not in where]
+    if missing:
+        found = search_table(space, info) if search else None
+        if found is None:
+            age = "Linux before 6.0" if not where else "a form of the table that is not known here"
             raise BadGuestData(
-                f"the kernel's note does not say where kallsyms_{name} is (Linux before 6.0)",
+                f"the kernel's note does not say where kallsyms_{missing[0]} is ({age})"
+                + (", and no such table was found in its memory" if search else ""),
                 help="names of such a kernel are in its System.map or vmlinux (gdb: symbol-file -o OFFSET vmlinux)",
             )
-        where[name] = gva
+        where = found
     count = int.from_bytes(space.read(where["num_syms"], 4), "little")
     if not 0 < count <= _SYMBOLS_MAX:
         raise BadGuestData(f"a kernel with {count} symbols")

@@ -52,5 +52,35 @@ def build(
     return data, where
 
 
+def build_old(
+    symbols: list[tuple[str, int]], gva: int, base: int, *, marker_code: str = "I"
+) -> tuple[bytes, dict[str, int]]:
+    """The same as Linux before 6.0 has it: in its order, and with the place of every 256th name."""
+    names, markers = bytearray(), []
+    for number, (name, _) in enumerate(symbols):
+        if number % 256 == 0:
+            markers.append(len(names))
+        packed = compress(name.encode())
+        names += bytes([len(packed)]) + packed
+    table, index = b"", b""
+    for token in TOKENS:
+        index += struct.pack("<H", len(table))
+        table += token + b"\0"
+    parts = {
+        "offsets": b"".join(struct.pack("<I", _until_614(address, base)) for _, address in symbols),
+        "relative_base": struct.pack("<Q", base),
+        "num_syms": struct.pack("<Q", len(symbols)),
+        "names": bytes(names),
+        "markers": struct.pack(f"<{len(markers)}{marker_code}", *markers),
+        "token_table": table,
+        "token_index": index,
+    }
+    data, where = b"", {}
+    for name, part in parts.items():
+        where[name] = gva + len(data)
+        data += part + bytes(-len(part) % 8)
+    return data, where
+
+
 def _until_614(address: int, base: int) -> int:
     return address if address < 1 << 31 else (base - 1 - address) & 0xFFFF_FFFF
