@@ -30,15 +30,20 @@ class _Looking:
 
 
 @contextmanager
-def monitor_for(session: GuestSession, guest: Guest) -> Iterator[Callable[[str, int], Iterator[str]]]:
-    """Yield what answers (line, gdb's thread); what ``stop`` holds is let go in the end."""
+def monitor_for(
+    session: GuestSession, guest: Guest, told: Callable[[str], None] = say
+) -> Iterator[Callable[[str, int], Iterator[str]]]:
+    """Yield what answers (line, gdb's thread); what ``stop`` holds is let go in the end.
+
+    told: gets what reading the kernel's symbols cost.
+    """
     from sevkvm.cli.monitor import outside_of
     from sevkvm.monitor.monitor import Monitor
     from sevkvm.monitor.runcontrol import RunControl
 
     outside = _Looking(outside_of(session, guest))
     with RunControl(guest, outside) as control:
-        monitor = Monitor(guest, outside, control, told=say)
+        monitor = Monitor(guest, outside, control, told=told)
 
         def answer(line: str, thread: int) -> Iterator[str]:
             monitor.vcpu = thread - 1 if guest.vcpu_indexes else None

@@ -99,7 +99,9 @@ def command(
         raise click.UsageError("--symbols needs a file that gdb can open", click.get_current_context())
     names = None if symbols is None else symbol_target(symbols)
     connect = None if stub is None else partial(_stub, stub, session.arguments["timeout"])
-    with session.open() as guest, monitor_for(session, guest) as monitor:
+    # what the symbols cost is told once: with the file
+    told = say if names is None else lambda text: None
+    with session.open() as guest, monitor_for(session, guest, told) as monitor:
         new_session = partial(_new_session, guest, monitor, write, connect)
         new_session()  # refuses options that do not fit
         _prepare(guest)
