@@ -131,18 +131,32 @@ class Terminal:
 
     def wait_for(self, text: bytes) -> bytes:
         """All that was printed up to ``text``, which is taken off."""
-        deadline = time.monotonic() + PATIENCE
+        assert self.comes(text, PATIENCE), self.seen
+        before, _, self.seen = self.seen.partition(text)
+        return before
+
+    def comes(self, text: bytes, seconds: float) -> bool:
+        """``text`` is printed in time."""
+        deadline = time.monotonic() + seconds
         while text not in self.seen:
             ready, _, _ = select.select([self.fd], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, self.seen
+            if not ready:
+                return False
             try:
                 piece = os.read(self.fd, 4096)
             except OSError:  # EIO: the other side is closed
                 piece = b""
             assert piece, self.seen
             self.seen += piece
-        before, _, self.seen = self.seen.partition(text)
-        return before
+        return True
+
+    def interrupt(self) -> None:
+        """Ctrl-C, until there is a new prompt: one that comes between prompt and line editor waits for the next key."""
+        for _ in range(int(PATIENCE)):
+            self.type(b"\x03")
+            if self.comes(b"(sevkvm) ", 1.0):
+                break
+        self.wait_for(b"(sevkvm) ")
 
     def type(self, text: bytes) -> None:
         os.write(self.fd, text)
@@ -173,9 +187,7 @@ def test_the_console(dump: str, tmp_path: Path) -> None:
         for _ in range(3):
             terminal.type(b"prin")
             terminal.wait_for(b"prin")
-            time.sleep(0.2)  # the prompt is printed a moment before the line editor takes over
-            terminal.type(b"\x03")  # Ctrl-C drops the line
-            terminal.wait_for(b"(sevkvm) ")
+            terminal.interrupt()  # drops the line
         terminal.type(b"quit\n")
         assert terminal.process.wait(PATIENCE) == 0
     finally:
@@ -192,8 +204,7 @@ def test_a_signal_ends_the_console(dump: str) -> None:
     )
     try:
         terminal.wait_for(b"(sevkvm) ")
-        terminal.type(b"\x03")
-        terminal.wait_for(b"(sevkvm) ")
+        terminal.interrupt()
         terminal.process.terminate()
         assert terminal.process.wait(PATIENCE) == 143
     finally:
