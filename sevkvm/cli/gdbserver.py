@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sevkvm.cli.command import command as sevkvm_command
-from sevkvm.cli.options import GuestSession, guest_options
+from sevkvm.cli.options import GuestSession, guest_options, mmio_option
 from sevkvm.cli.run import say, warn
 from sevkvm.cli.signals import Deferral
 from sevkvm.cli.values import SECONDS
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 )
 @click.option("--write", is_flag=True, help="Let gdb change the guest's memory.")
 @click.option("--once", is_flag=True, help="End when the first client has left.")
+@mmio_option
 @guest_options
 def command(
     session: GuestSession,
@@ -73,8 +74,10 @@ def command(
     for the guest's own. Memory is changed with --write only, registers never.
 
     With --upstream QEMU's own stub steps, breaks (by hardware only) and changes registers; memory is still read and
-    written here. `maint packet Qqemu.PhyMemMode:1` makes addresses guest-physical; `monitor` takes the commands of
-    `sevkvm monitor`. The address it listens on is printed when gdb may connect (docs/gdb.md).
+    written here. With --mmio what is no RAM is read by the VMM's monitor, while it is the VMM that keeps the guest
+    from running (--upstream, or `stop` in its monitor). `maint packet Qqemu.PhyMemMode:1` makes addresses
+    guest-physical; `monitor` takes the commands of `sevkvm monitor`. The address it listens on is printed when gdb
+    may connect (docs/gdb.md).
     """
     from sevkvm.cli.gdb_monitor import monitor_for
     from sevkvm.gdbserver.listen import UnixAddress, listening, parse_address

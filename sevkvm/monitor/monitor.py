@@ -7,7 +7,7 @@ before the next one.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Final
 
 from sevkvm import errors
@@ -93,11 +93,15 @@ class Monitor:
         if found.command is None:
             raise CommandProblem(f"unknown command: '{line[: found.end]}'")
         try:
-            with self.guest.held() if found.command.still else nullcontext():
+            with self._standing(found.command), self.guest.asking_devices():
                 return self._run(found.command, line[found.end :])
         except BadArgument as problem:
             told = line[: found.end].rstrip(SPACES)
             raise CommandProblem(f'{problem.text}\nTry "help {told}" for more information') from None
+
+    def _standing(self, command: Command) -> AbstractContextManager[None]:
+        still = command.still and not (command.devices and self.guest.reads_devices)
+        return self.guest.held() if still else nullcontext()
 
     def _run(self, command: Command, rest: str) -> str:
         given = arguments.parse(command.names, command.spec, rest, self._register, self.defaults)

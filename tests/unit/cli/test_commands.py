@@ -374,6 +374,7 @@ def test_x_as_json(attached, run):
         "size": 16,
         "bytes": SECRET[:16].hex(),
         "complete": True,
+        "device_reads": 0,
         "failed_at": None,
     }
     result = run("xp", "--json", "/4xg", hex(LOW_NBYTES - 8))
