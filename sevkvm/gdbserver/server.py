@@ -160,6 +160,8 @@ class _Conversation:
 
     def _set_deadline(self) -> None:
         """A stop has an end from its beginning on, whatever is asked meanwhile."""
+        if not self._spoken:
+            return  # no Ctrl-C shows that it is gdb
         if self._session.running or self._session.detached or self._limits.stop is None:
             self._deadline = None
         elif self._deadline is None:

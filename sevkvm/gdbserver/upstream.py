@@ -30,6 +30,7 @@ _RESUMING: Final = re.compile(rb"[cCsS]|vCont;")
 _THREAD: Final = re.compile(rb"T..(?:.*;)?thread:([0-9a-fA-F]{1,8});")
 _RIP: Final = b"p10"  # the 17th register of the description that QEMU sends for x86-64
 _HEX_QUAD: Final = re.compile(rb"[0-9a-fA-F]{16}")
+_MOST_CONSOLE: Final = 100  # packets of console output before a stop that we asked for
 _USED_UP: Final = (
     "no more hardware breakpoints: the processor has four for breakpoints and watchpoints together"
 )
@@ -196,8 +197,8 @@ class UpstreamSession(Session):
             if not +self._breakpoints and not self._watchpoints:
                 return  # it runs as it should
             stub.interrupt()
-            while stub.answer()[:1] == b"O":
-                pass
+            if all(stub.answer()[:1] == b"O" for _ in range(_MOST_CONSOLE)):
+                raise errors.ProtocolError("the VMM's gdb stub prints for ever")
         for address in +self._breakpoints:
             stub.request(b"z1,%x,1" % address)
         for where in self._watchpoints:
