@@ -102,7 +102,7 @@ def command(
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Signals wait: half of a write would be worse than a late Ctrl-C."""
+    """Signals wait: half of a write, or a guest that is left standing, would be worse than a late Ctrl-C."""
     deferral = Deferral()
     deferral.start()
     try:
@@ -132,7 +132,7 @@ def _new_session(guest: Guest, monitor: Monitor, write: bool, connect: Callable[
     target = AloneTarget(guest, guest.default_vcpu, writing, hold=connect is None)
     if connect is None:
         return Session(target, monitor, say=warn)
-    return UpstreamSession(target, monitor, connect, say=warn)
+    return UpstreamSession(target, monitor, connect, warn, _uninterrupted)
 
 
 def _stub(address: UnixAddress | TcpAddress, timeout: float) -> Stub:

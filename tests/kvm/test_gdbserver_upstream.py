@@ -136,6 +136,23 @@ def test_a_client_that_dies_leaves_no_breakpoint(guest: CountingGuest, server: G
     assert guest.moves()
 
 
+def test_a_gdb_that_is_killed_leaves_no_breakpoint(guest: CountingGuest, server: GdbServer) -> None:
+    for _ in range(2):
+        text = gdb(
+            server.target,
+            "set breakpoint always-inserted on",
+            f"break *{LOOP_GPA:#x}",
+            f"hbreak *{JUMP_GPA:#x}",
+            "continue",
+            "stepi",
+            "shell kill -9 $PPID",
+            "detach",
+        )
+        assert "Breakpoint " in text
+        assert "detached" not in text
+        assert guest.moves()
+
+
 def test_killing_is_not_passed_on(guest: CountingGuest, server: GdbServer) -> None:
     with Client(server) as client:
         client.ask(b"?")
@@ -143,6 +160,22 @@ def test_killing_is_not_passed_on(guest: CountingGuest, server: GdbServer) -> No
         client.socket.sendall(frame(b"k"))
         assert client.hung_up()
     assert guest.vmm.process.poll() is None
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_terminated_while_the_guest_stands(
+    guest: CountingGuest, stub: str, tmp_path: Path, leaves: bool
+) -> None:
+    """Also when the signal comes while it takes breakpoints away, since the client has just left."""
+    for _ in range(2):
+        with gdbserver(*options(guest, stub), directory=tmp_path) as server, Client(server) as client:
+            client.ask(b"?")
+            assert client.ask(b"Z0,%x,1" % LOOP_GPA) == client.ask(b"Z2,9100,4") == b"OK"
+            if leaves:
+                client.socket.close()
+            server.process.terminate()
+            assert server.process.wait(20) == 143
+        assert guest.moves()
 
 
 def test_killed_with_a_breakpoint_set(guest: CountingGuest, stub: str, tmp_path: Path) -> None:

@@ -331,6 +331,24 @@ def test_a_guest_that_runs_is_stopped_to_take_breakpoints_away(holder: Holder, t
     assert holder.told == []
 
 
+def test_leaving_is_not_interrupted(holder: Holder, tmp_path: Path) -> None:
+    """A signal that cut it short would leave the guest as QEMU's stub leaves it: stopped."""
+    session, stub = upstream(tmp_path, {}, holder)
+    protected: list[list[bytes]] = []
+
+    @contextmanager
+    def uninterrupted() -> Iterator[None]:
+        before = len(stub.asked)
+        yield
+        protected.append(stub.asked[before:])
+
+    session._uninterrupted = uninterrupted
+    list(session.answer(b"Z0,1000,1"))
+    session.close()
+    stub.thread.join(PATIENCE)
+    assert protected == [list(HELLO), [b"z1,1000,1", b"D"]]
+
+
 def test_a_stub_that_talks_for_ever_is_left(holder: Holder, tmp_path: Path) -> None:
     session, stub = upstream(tmp_path, {b"c": [b"O41"] * 150}, holder)
     assert list(session.answer(b"Z1,1000,1")) == [b"OK"]
@@ -375,6 +393,7 @@ def test_what_is_no_stub(holder: Holder, tmp_path: Path, hello: list[bytes]) -> 
     assert next(iter(session.answer(b"g"))).startswith(b"E.what --upstream names")
     session.close()
     stub.thread.join(PATIENCE)
+    assert stub.asked[-1] == b"D"  # in case that it has stopped a guest
 
 
 def test_a_stub_that_hangs_up(holder: Holder, tmp_path: Path) -> None:
