@@ -10,7 +10,7 @@ import click
 
 from sevkvm.cli.render import hexadecimal, print_json, size
 from sevkvm.cli.values import parse_address
-from sevkvm.errors import EXIT_HOLES, UsageError
+from sevkvm.errors import EXIT_HOLES, SevKvmError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -77,13 +77,14 @@ def answer(
         waits = at_once and not guest.reads_devices
         examination = examine(places.memory, question.format, question.address, places.register)
         if as_json:
-            data = b"".join(_pieces(places, question))
+            data = _collect(places, question)
         elif waits:
             lines = list(examination)
         else:
-            # what a device has told is shown at once: it may not tell it again
             for line in examination:
                 sys.stdout.write(line + "\n")
+                if guest.reads_devices:
+                    sys.stdout.flush()  # whatever comes after it: the device may not tell it again
         complete = len(data) == nbytes if as_json else examination.failed_at is None
         if not complete:
             guest.explain(places.fault)
@@ -93,6 +94,19 @@ def answer(
         click.echo("".join(line + "\n" for line in lines), nl=False)
     if not complete:
         click.get_current_context().exit(EXIT_HOLES)
+
+
+def _collect(places: Places, question: Question) -> bytes:
+    """All that can be read. What there is already is printed if an error ends it: a device may not tell it again."""
+    data = bytearray()
+    try:
+        for piece in _pieces(places, question):
+            data += piece
+    except SevKvmError:
+        if places.accesses:
+            print_json(_as_json(question, data, places.accesses))
+        raise
+    return bytes(data)
 
 
 def _pieces(places: Places, question: Question) -> Iterator[bytes]:
@@ -110,7 +124,7 @@ def _pieces(places: Places, question: Question) -> Iterator[bytes]:
         address += len(data)
 
 
-def _as_json(question: Question, data: bytes, accesses: int) -> dict[str, object]:
+def _as_json(question: Question, data: bytes | bytearray, accesses: int) -> dict[str, object]:
     complete = len(data) == question.format.nbytes
     return {
         "address_space": question.space,

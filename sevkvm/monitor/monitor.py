@@ -49,6 +49,7 @@ class Monitor:
         self.status = 0
         self.over = False
         self._output_nbytes = output_nbytes
+        self._told: list[str] = []
 
     def execute(self, line: str) -> str:
         """The answer to a command line, each line of it ended by a newline.
@@ -56,6 +57,7 @@ class Monitor:
         Whatever a line holds, the answer is text. Raises TargetGone when the VMM has died.
         """
         self.status = 0
+        self._told = []
         self.guest.memory.invalidate()
         try:
             return self._execute(line)
@@ -67,7 +69,9 @@ class Monitor:
         except errors.SevKvmError as error:
             self.status = error.exit_code
             hint = f"hint: {error.help}\n" if error.help else ""
-            return f"Error: {error.message}\n{hint}"
+            # a device may not tell again what it has told
+            told = "".join(self._told) if self.guest.reads_devices else ""
+            return f"{told}Error: {error.message}\n{hint}"
 
     def state(self) -> VcpuState:
         """Registers of the vCPU that commands are about; RegistersUnavailable, UsageError."""
@@ -110,7 +114,7 @@ class Monitor:
     def _bounded(self, pieces: Iterable[str]) -> str:
         """Guest memory decides how long an answer gets."""
         room = self._output_nbytes
-        kept: list[str] = []
+        kept = self._told
         for piece in pieces:
             kept.append(piece)
             room -= len(piece)
@@ -119,6 +123,7 @@ class Monitor:
                 kept[-1] = piece[:room]
                 kept.append(f"\n... cut after {self._output_nbytes} bytes\n")
                 break
+        self._told = []
         return "".join(kept)
 
     def _register(self, name: str) -> int | None:

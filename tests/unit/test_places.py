@@ -231,3 +231,23 @@ def test_pages_that_were_kept_are_not_read_again(image: Image, devices: FakeDevi
     assert asked == before
     assert first.startswith("0000000000001ff0: 0x")
     assert json.dumps(places.accesses) == "0"
+
+
+def test_the_monitor_shows_what_a_device_told_before_an_error(
+    guest: Guest, devices: FakeDevices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outside = NoOutside()
+    monitor = Monitor(guest, outside, RunControl(guest, outside))
+    once = devices.read
+
+    def read(gpa: int, nbytes: int) -> bytes:
+        if gpa >= MMIO + 16:
+            raise errors.ProtocolError("the monitor broke off")
+        return once(gpa, nbytes)
+
+    monkeypatch.setattr(devices, "read", read)
+    assert monitor.execute(f"xp /6xw {MMIO:#x}") == (
+        f"{MMIO:016x}: 0x00000001 0x00000001 0x00000001 0x00000001\nError: the monitor broke off\n"
+    )
+    assert monitor.status == 1
+    assert monitor.execute("print 1") == "0x1\n"
