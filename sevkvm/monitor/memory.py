@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Final
 
 from sevkvm.monitor.command import Command
@@ -31,13 +32,17 @@ def x(monitor: Monitor, given: Arguments) -> Iterator[str]:
         places = Places(guest, read)
         if guest.reads_devices and given.format.letter != "i":
             places.keep(given.numbers["addr"], _form(given).nbytes)
-    return _show(monitor, given, places, read)
+    if given.format.letter == "i":
+        return _instructions(monitor, given, read, guest.held())
+    return _show(monitor, given, places)
 
 
 def xp(monitor: Monitor, given: Arguments) -> Iterator[str]:
     """Guest-physical memory."""
     read = _physical(monitor)
-    return _show(monitor, given, Places(monitor.guest, read), read)
+    if given.format.letter == "i":
+        return _instructions(monitor, given, read, nullcontext())
+    return _show(monitor, given, Places(monitor.guest, read))
 
 
 def virtual_reader(monitor: Monitor) -> Reader:
@@ -66,14 +71,17 @@ def _physical(monitor: Monitor) -> Read:
     return lambda gpa, nbytes: guest.memory.read(gpa & ~cbit_mask, nbytes)
 
 
-def _show(monitor: Monitor, given: Arguments, places: Places, read: Read) -> Iterator[str]:
-    address = given.numbers["addr"]
-    if given.format.letter == "i":
-        from sevkvm.monitor.instructions import disassemble
+def _instructions(
+    monitor: Monitor, given: Arguments, read: Read, standing: AbstractContextManager[None]
+) -> Iterator[str]:
+    from sevkvm.monitor.instructions import disassemble
 
-        yield from disassemble(monitor, short_reads(read), given.format.count, address)
-        return
-    examination = examine(places.memory, _form(given), address, places.register)
+    with standing:
+        yield from disassemble(monitor, short_reads(read), given.format.count, given.numbers["addr"])
+
+
+def _show(monitor: Monitor, given: Arguments, places: Places) -> Iterator[str]:
+    examination = examine(places.memory, _form(given), given.numbers["addr"], places.register)
     for line in examination:
         yield f"{line}\n"
     if examination.failed_at is not None:

@@ -149,8 +149,11 @@ def test_the_monitor_asks_while_the_vcpus_run(guest: Guest, devices: FakeDevices
 
 def test_instructions_are_no_devices_affair(guest: Guest, devices: FakeDevices, image: Image) -> None:
     outside = NoOutside()
-    monitor = Monitor(guest, outside, RunControl(guest, outside))
+    monitor = Monitor(guest, outside, RunControl(guest, outside), output_nbytes=2000)
+    assert devices.holder is not None
     assert monitor.execute("x /1i 0x1000").startswith("0x00001000:  ")
+    assert monitor.execute("x /10000000i 0x1000").endswith("... cut after 2000 bytes\n")
+    assert not devices.holder.held
     assert devices.reads == []
 
 
