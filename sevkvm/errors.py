@@ -119,6 +119,17 @@ class MemoryFault(SevKvmError, OSError):
         self.reason = reason
 
 
+class NotMemory(MemoryFault):
+    """``gpa`` is no memory of the guest: a device's, or nothing's. ``gva``: what the user calls that place, or None."""
+
+    def __init__(self, gpa: int, gva: int | None = None) -> None:
+        if gva is None:
+            super().__init__("gpa", gpa, reason="not guest RAM")
+        else:
+            super().__init__("gva", gva, reason=f"at gpa 0x{gpa:x}: not guest RAM")
+        self.gpa = gpa
+
+
 class PageNotPresent(MemoryFault):
     """The guest's page tables do not map this ``gva``; ``level`` is 0 where not even the root could be read."""
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from sevkvm import errors
 from sevkvm.abi.x86 import MSR_KERNEL_GS_BASE
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from sevkvm.paging.walk import Translation
 
 __all__ = ["Guest", "GuestParts", "SevInfo", "SevKind"]
+
+_ACCESS_NBYTES: Final = (1, 2, 4, 8)
 
 
 class Holder(Protocol):
@@ -81,13 +83,29 @@ class Backing(Protocol):
         ...
 
 
+class Devices(Protocol):
+    """Who reads the registers of the guest's devices: the VMM."""
+
+    def read(self, gpa: int, nbytes: int) -> bytes:
+        """What a device answers to one access, made once; MemoryFault where none answers."""
+        ...
+
+    def paused(self) -> bool:
+        """The VMM itself keeps the vCPUs from running."""
+        ...
+
+    def close(self) -> None:
+        """Hang up until the next question: others may want to ask."""
+        ...
+
+
 class GuestParts(NamedTuple):
     """What ``attach`` wires together. ``pid`` and ``vm_fd`` are None for a guest that is a dump: ``contents``.
 
     ``no_registers``: why registers cannot be known, or None. ``cr3``, ``vcpu`` and ``paging`` are the user's
     choices. ``search_pages`` and ``searching``: how much may be read in search of the kernel, and who is told of it.
     ``late_sev``: what is learned of the C-bit at the price of a search, asked when page tables are to be read.
-    ``backing`` is None for a dump.
+    ``backing`` is None for a dump. ``devices`` is None unless the user asked for reading them.
     """
 
     pid: int | None
@@ -109,6 +127,7 @@ class GuestParts(NamedTuple):
     searching: Progress = lambda done, limit: None
     late_sev: Callable[[], SevInfo] | None = None
     backing: Backing | None = None
+    devices: Devices | None = None
 
 
 class Guest:
@@ -134,6 +153,7 @@ class Guest:
         self._depth = 0
         self._held_ns = 0
         self._states: list[VcpuState] | None = None
+        self._explained = False
 
     @property
     def was_live(self) -> bool:
@@ -260,6 +280,8 @@ class Guest:
                 parts.append(self.memory.read(piece.gpa, piece.nbytes, piece.private))
             except errors.MemoryFault as fault:
                 at = piece.gva + (fault.address - piece.gpa)
+                if isinstance(fault, errors.NotMemory):
+                    raise errors.NotMemory(fault.gpa, at) from fault
                 raise errors.MemoryFault(
                     "gva", at, reason=f"at gpa 0x{fault.address:x}: {fault.reason}"
                 ) from fault
@@ -269,6 +291,61 @@ class Guest:
         """Exactly nbytes at ``gpa`` as the encrypted guest's private memory; MemoryFault otherwise."""
         self._refresh()
         return self.memory.read(gpa, nbytes)
+
+    # ---- devices
+
+    @property
+    def reads_devices(self) -> bool:
+        """The user asked for it."""
+        return self._parts.devices is not None
+
+    @contextmanager
+    def asking_devices(self) -> Iterator[None]:
+        """Around the questions of one command: the VMM's monitor is hung up on afterwards."""
+        try:
+            yield
+        finally:
+            if self._parts.devices is not None:
+                self._parts.devices.close()
+
+    def read_device(self, gpa: int, nbytes: int) -> bytes:
+        """One access of 1, 2, 4 or 8 bytes to the device at ``gpa``, made by the VMM, once: it may change the device.
+
+        The VMM answers when its vCPU threads do. Those that are held are let go meanwhile if the VMM itself has
+        paused the guest; a guest that would run on is not asked. Raises MemoryFault, TargetTimeout (the access may
+        be made yet), ProtocolError.
+        """
+        devices = self._parts.devices
+        if devices is None:
+            raise errors.NotMemory(gpa)
+        if nbytes not in _ACCESS_NBYTES:
+            raise errors.MemoryFault("gpa", gpa, reason="devices are read 1, 2, 4 or 8 bytes at a time")
+        if not self._depth:
+            return devices.read(gpa, nbytes)
+        if not devices.paused():
+            raise errors.MemoryFault(
+                "gpa",
+                gpa,
+                reason="the VMM reads no device while its vCPU threads are held",
+                help="pause the guest in the VMM's own monitor first (`stop`)",
+            )
+        self.memory.settle()
+        self._parts.holder.release()
+        try:
+            return devices.read(gpa, nbytes)
+        finally:
+            self._parts.holder.hold()
+
+    def explain(self, fault: errors.MemoryFault | None) -> None:
+        """Warn, once, of what would read an address that is no memory."""
+        if isinstance(fault, errors.NotMemory) and not self.reads_devices and not self._explained:
+            self._explained = True
+            self._parts.warn(
+                f"gpa 0x{fault.gpa:x} is no RAM: with --mmio the VMM's monitor reads the device there, if it has one,"
+                " which may change the device"
+            )
+        elif fault is not None and self.reads_devices:
+            self._parts.warn(fault.message + (f" ({fault.help})" if fault.help else ""))
 
     # ---- writing
 

@@ -21,6 +21,7 @@ from sevkvm.memory.sevdbg import SevDbgSource
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from sevkvm.attach.devices import MonitorDevices
     from sevkvm.attach.options import AttachOptions, Warn
     from sevkvm.host.discovery import VmInfo
     from sevkvm.host.port import IoctlPort
@@ -75,8 +76,17 @@ def open_guest(
                 search_pages=options.search_limit >> PAGE_SHIFT,
                 searching=searching,
                 backing=Backing(vm_info.pid),
+                devices=_devices(stack, vm_info.pid, options) if options.mmio else None,
             )
         )
+
+
+def _devices(stack: ExitStack, pid: int, options: AttachOptions) -> MonitorDevices:
+    from sevkvm.attach.devices import MonitorDevices  # most commands read none
+
+    devices = MonitorDevices(pid, options)
+    stack.callback(devices.close)
+    return devices
 
 
 def _vcpu_fds(port: IoctlPort, vm_info: VmInfo) -> list[VcpuFd]:

@@ -18,6 +18,7 @@ class AttachOptions:
 
     ``paging`` overrides the mode that a vCPU says.
     ``search_limit``: how many bytes of guest memory may be read in search of the kernel, where no register leads there.
+    ``mmio``: the VMM's monitor may be asked for the registers of devices, which can change them.
     ``timeout`` (seconds) bounds each single wait for the VMM or its monitor.
     """
 
@@ -31,4 +32,5 @@ class AttachOptions:
     vcpu: int | None = None
     paging: PagingMode | None = None
     search_limit: int = 4 << 30
+    mmio: bool = False
     timeout: float = 5.0

@@ -10,16 +10,16 @@ import click
 
 from sevkvm.cli.render import hexadecimal, print_json, size
 from sevkvm.cli.values import parse_address
-from sevkvm.errors import EXIT_HOLES, UsageError
+from sevkvm.errors import EXIT_HOLES, SevKvmError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sevkvm.cli.options import GuestSession
     from sevkvm.guest import Guest
-    from sevkvm.monitor.examine import ExamineFormat, Reader
+    from sevkvm.monitor.examine import ExamineFormat
+    from sevkvm.monitor.places import Places
 
-_HELD_NBYTES = 1 << 20
 _JSON_NBYTES = 16 << 20
 _PAGE = 4096
 
@@ -58,51 +58,73 @@ def answer(
 
     ``reading`` picks how the guest is read: a function of (address, nbytes) that gives all of it or raises
     MemoryFault. Up to 1 MiB is read in one go while the guest stands still, and printed when it runs again; more is
-    printed as it is read, from a guest that runs on.
+    printed as it is read, from a guest that runs on. Devices (``--mmio``) are read then, too: the VMM answers only
+    when its vCPUs run.
     """
-    from sevkvm.monitor.examine import examine, short_reads
+    from sevkvm.monitor.examine import examine
+    from sevkvm.monitor.places import HELD_NBYTES, Places
 
     nbytes = question.format.nbytes
     if as_json and nbytes > _JSON_NBYTES:
         raise UsageError(
             f"{size(nbytes)} are too much for JSON", help="`sevkvm dump` writes memory to a file"
         )
-    at_once = nbytes <= _HELD_NBYTES
-    with session.open(need_debug=need_debug) as guest, guest.held() if at_once else nullcontext():
-        reader = short_reads(reading(guest))
+    at_once = nbytes <= HELD_NBYTES
+    with session.open(need_debug=need_debug) as guest:
+        with guest.held() if at_once else nullcontext():
+            places = Places(guest, reading(guest))
+            places.keep(question.address, nbytes)
+        waits = at_once and not guest.reads_devices
+        examination = examine(places.memory, question.format, question.address, places.register)
         if as_json:
-            data = b"".join(_pieces(reader, question.address, nbytes))
+            data = _collect(places, question)
+        elif waits:
+            lines = list(examination)
         else:
-            examination = examine(reader, question.format, question.address)
-            if at_once:
-                lines = list(examination)
-            else:
-                for line in examination:
-                    sys.stdout.write(line + "\n")
+            for line in examination:
+                sys.stdout.write(line + "\n")
+                if guest.reads_devices:
+                    sys.stdout.flush()  # whatever comes after it: the device may not tell it again
+        complete = len(data) == nbytes if as_json else examination.failed_at is None
+        if not complete:
+            guest.explain(places.fault)
     if as_json:
-        print_json(_as_json(question, data))
-        complete = len(data) == nbytes
-    else:
-        complete = examination.failed_at is None
-        if at_once:
-            click.echo("".join(line + "\n" for line in lines), nl=False)
+        print_json(_as_json(question, data, places.accesses))
+    elif waits:
+        click.echo("".join(line + "\n" for line in lines), nl=False)
     if not complete:
         click.get_current_context().exit(EXIT_HOLES)
 
 
-def _pieces(reader: Reader, address: int, nbytes: int) -> Iterator[bytes]:
-    """The readable bytes from ``address``, up to the first that is not, in pieces within a page."""
-    end = min(address + nbytes, 1 << 64)
+def _collect(places: Places, question: Question) -> bytes:
+    """All that can be read. What there is already is printed if an error ends it: a device may not tell it again."""
+    data = bytearray()
+    try:
+        for piece in _pieces(places, question):
+            data += piece
+    except SevKvmError:
+        if places.accesses:
+            print_json(_as_json(question, data, places.accesses))
+        raise
+    return bytes(data)
+
+
+def _pieces(places: Places, question: Question) -> Iterator[bytes]:
+    """The readable bytes from the address on, up to the first that is not, in pieces within a page."""
+    unit = question.format.unit_nbytes
+    address = question.address
+    end = min(address + question.format.nbytes, 1 << 64)
     while address < end:
-        want = min(_PAGE - address % _PAGE, end - address)
-        data = reader(address, want)
-        yield data
-        if len(data) < want:
+        data = places.memory(address, min(_PAGE - address % _PAGE, end - address))
+        if not data and not (address - question.address) % unit:
+            data = places.register(address, unit)
+        if not data:
             return
-        address += want
+        yield data
+        address += len(data)
 
 
-def _as_json(question: Question, data: bytes) -> dict[str, object]:
+def _as_json(question: Question, data: bytes | bytearray, accesses: int) -> dict[str, object]:
     complete = len(data) == question.format.nbytes
     return {
         "address_space": question.space,
@@ -110,5 +132,6 @@ def _as_json(question: Question, data: bytes) -> dict[str, object]:
         "size": len(data),
         "bytes": data.hex(),
         "complete": complete,
+        "device_reads": accesses,
         "failed_at": None if complete else hexadecimal(question.address + len(data)),
     }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sevkvm.cli.command import command as sevkvm_command
-from sevkvm.cli.options import GuestSession, guest_options
+from sevkvm.cli.options import GuestSession, guest_options, mmio_option
 from sevkvm.cli.run import say, warn
 from sevkvm.cli.signals import Deferral
 from sevkvm.cli.values import SECONDS
@@ -65,6 +65,7 @@ if TYPE_CHECKING:
 )
 @click.option("--write", is_flag=True, help="Let gdb change the guest's memory.")
 @click.option("--once", is_flag=True, help="End when the first client has left.")
+@mmio_option
 @guest_options
 def command(
     session: GuestSession,
@@ -83,8 +84,10 @@ def command(
     for the guest's own. Memory is changed with --write only, registers never.
 
     With --upstream QEMU's own stub steps, breaks (by hardware only) and changes registers; memory is still read and
-    written here. `maint packet Qqemu.PhyMemMode:1` makes addresses guest-physical; `monitor` takes the commands of
-    `sevkvm monitor`. The address it listens on is printed when gdb may connect (docs/gdb.md).
+    written here. With --mmio what is no RAM is read by the VMM's monitor, while it is the VMM that keeps the guest
+    from running (--upstream, or `stop` in its monitor). `maint packet Qqemu.PhyMemMode:1` makes addresses
+    guest-physical; `monitor` takes the commands of `sevkvm monitor`. The address it listens on is printed when gdb
+    may connect (docs/gdb.md).
     """
     from sevkvm.cli.gdb_monitor import monitor_for
     from sevkvm.cli.symbol_file import symbol_target, write_symbol_file
@@ -119,7 +122,7 @@ def command(
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Signals wait: half of a write would be worse than a late Ctrl-C."""
+    """Signals wait: half of a write, or a guest that is left standing, would be worse than a late Ctrl-C."""
     deferral = Deferral()
     deferral.start()
     try:
@@ -149,7 +152,7 @@ def _new_session(guest: Guest, monitor: Monitor, write: bool, connect: Callable[
     target = AloneTarget(guest, guest.default_vcpu, writing, hold=connect is None)
     if connect is None:
         return Session(target, monitor, say=warn)
-    return UpstreamSession(target, monitor, connect, say=warn)
+    return UpstreamSession(target, monitor, connect, warn, _uninterrupted)
 
 
 def _stub(address: UnixAddress | TcpAddress, timeout: float) -> Stub:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sevkvm.cli.command import command as sevkvm_command
-from sevkvm.cli.options import GuestSession, guest_options
+from sevkvm.cli.options import GuestSession, guest_options, mmio_option
 from sevkvm.cli.run import say, warn
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Show the kernel's names in `x`, and take them in expressions: x /8i do_idle+16.",
 )
+@mmio_option
 @guest_options
 def command(
     session: GuestSession,
@@ -68,7 +69,8 @@ def command(
     Without -c it is a console with history and completion; `help` lists the commands. The vCPUs are held only while a
     command looks at them. With -c the exit status is that of the first command that failed: 1, or 6 where its answer
     ends at memory that cannot be read. `stop` and `cont` are the VMM's own; where its monitor is not known, sevkvm
-    holds the vCPUs itself until it ends. docs/monitor.md tells where answers differ from QEMU's.
+    holds the vCPUs itself until it ends. With --mmio, `x` and `xp` of what is no RAM are the VMM's, too, one access an
+    item. docs/monitor.md tells where answers differ from QEMU's.
     """
     if address is None and (hmp or anywhere):
         raise click.UsageError("--hmp and --listen-anywhere need --listen", click.get_current_context())

@@ -67,7 +67,7 @@ class GuestSession:
 
         context = click.get_current_context()
         for name in _VMM_ONLY:
-            if self.arguments[name] is not None:
+            if self.arguments.get(name) is not None:
                 option = name.replace("_", "-")
                 raise click.UsageError(
                     f"--file and --{option} exclude each other: a dump has no VMM", context
@@ -176,7 +176,7 @@ _OPTIONS = (
     _timeout(cls=SectionOption, section=_SECTION),
     _guest_option("--stats", "with_stats", is_flag=True, help="Tell on stderr what it cost."),
 )
-_VMM_ONLY = ("pid", "vm_fd", "qmp", "libvirt")
+_VMM_ONLY = ("pid", "vm_fd", "qmp", "libvirt", "mmio")
 _NAMES = (
     *("pid", "vm_fd", "qmp", "libvirt", "slots", "cbit_pos"),
     *("cr3", "paging", "vcpu", "search_limit", "timeout"),
@@ -190,6 +190,8 @@ def guest_options(function: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(**settings: Any) -> Any:
         arguments = {name: settings.pop(name) for name in _NAMES}
         session = GuestSession(arguments, settings.pop("file"), settings.pop("opened_format"))
+        if settings.pop("mmio", False):
+            session.arguments["mmio"] = True
         if session.file is None and session.file_format is not None:
             raise click.UsageError("--file-format needs --file", click.get_current_context())
         if settings.pop("with_stats"):
@@ -203,6 +205,13 @@ def guest_options(function: Callable[..., Any]) -> Callable[..., Any]:
         decorated = option(decorated)
     return decorated
 
+
+mmio_option = click.option(
+    "--mmio",
+    is_flag=True,
+    help="Let the VMM's monitor read what is no RAM: a device, which that can change.",
+)
+"""For commands that show memory; ``guest_options`` takes it."""
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/json.md).")
 

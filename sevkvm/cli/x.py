@@ -9,7 +9,7 @@ import click
 
 from sevkvm.cli.command import command as sevkvm_command
 from sevkvm.cli.examining import answer, parse_question
-from sevkvm.cli.options import GuestSession, guest_options, json_option
+from sevkvm.cli.options import GuestSession, guest_options, json_option, mmio_option
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     """,
 )
 @click.argument("words", metavar="[/FMT] GVA", nargs=-1, required=True)
+@mmio_option
 @guest_options
 @json_option
 def command(session: GuestSession, words: tuple[str, ...], as_json: bool) -> None:
@@ -36,6 +37,7 @@ def command(session: GuestSession, words: tuple[str, ...], as_json: bool) -> Non
 
     FMT is a count, a letter of x d u o c (hexadecimal, signed, unsigned, octal, characters) and a size of b h w g
     (1, 2, 4, 8 bytes); /1xw if left out. The first address that cannot be read ends the answer, with exit status 6.
+    So does one that is no RAM, unless --mmio: each item is then one access to the device, of its size.
     """
     answer(session, parse_question("gva", words), _reading, as_json=as_json)
 

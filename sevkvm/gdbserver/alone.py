@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Final
 
 from sevkvm import errors
+from sevkvm.abi.x86 import PAGE_MASK, PAGE_NBYTES
 from sevkvm.gdbserver import registers
 from sevkvm.gdbserver.target import Refused
 
@@ -110,6 +111,10 @@ class AloneTarget:
         """Through the thread's page tables; physical memory as the guest's private memory."""
         try:
             return self._read(thread, address, nbytes, physical)
+        except errors.NotMemory as fault:
+            if fault.address == address:
+                return self._read_device(fault, nbytes)
+            good = fault.address - address
         except errors.MemoryFault as fault:
             good = fault.address - address if fault.space != "hva" else 0
         if not 0 < good < nbytes:
@@ -153,6 +158,16 @@ class AloneTarget:
         if physical:
             return self._guest.read_physical(address, nbytes)
         return self._guest.read_virtual(address, nbytes, self._form(thread))
+
+    def _read_device(self, fault: errors.NotMemory, nbytes: int) -> bytes:
+        """With the one access that gdb asked for, where devices may be read."""
+        if not self._guest.reads_devices:
+            self._guest.explain(fault)
+            return b""
+        if (fault.address & PAGE_MASK) + nbytes > PAGE_NBYTES:
+            raise errors.MemoryFault("gpa", fault.gpa, reason="an access to a device stays within a page")
+        with self._guest.asking_devices():
+            return self._guest.read_device(fault.gpa, nbytes)
 
     def _form(self, thread: int) -> PagingForm:
         """How the thread's tables are read; remembered while nothing runs."""

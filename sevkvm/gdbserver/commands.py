@@ -87,7 +87,7 @@ def _memory(session: Session, rest: bytes) -> bytes | None:
     except errors.TargetGone:
         raise
     except errors.SevKvmError as error:
-        session.tell(error.message)
+        session.tell(error.message + (f" ({error.help})" if error.help else ""))
         return None
 
 

@@ -20,6 +20,7 @@ from sevkvm.gdbserver.session import Say, Session
 _RECEIVE_NBYTES: Final = 1 << 16
 _MOST_FAULTS: Final = 16  # in a row: gdb gives up after three
 _MOST_RESENT: Final = 5
+_PART_SECONDS: Final = 1.0
 _LOOK_SECONDS: Final = 0.5  # between looks whether the VMM is still there
 
 
@@ -93,6 +94,8 @@ class _Conversation:
         try:
             while not self._session.ended:
                 self._receive()
+            self._session.close()
+            self._part()
         except _Left as reason:
             if str(reason):
                 say(f"client dropped: {reason}")
@@ -128,6 +131,13 @@ class _Conversation:
             self._take(event)
             event = self._decoder.next_event()
 
+    def _part(self) -> None:
+        """Wait a moment for the client to acknowledge the last answer: gdb complains if there is nobody to tell."""
+        if self._session.detached and not self._session.no_ack:
+            self._client.settimeout(_PART_SECONDS)
+            with suppress(OSError):
+                self._client.recv(1)
+
     def _take(self, event: Event) -> None:
         if isinstance(event, Packet):
             self._packet(event.data)
@@ -160,6 +170,8 @@ class _Conversation:
 
     def _set_deadline(self) -> None:
         """A stop has an end from its beginning on, whatever is asked meanwhile."""
+        if not self._spoken:
+            return  # no Ctrl-C shows that it is gdb
         if self._session.running or self._session.detached or self._limits.stop is None:
             self._deadline = None
         elif self._deadline is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Final
 
 from sevkvm import errors
@@ -30,6 +31,7 @@ _RESUMING: Final = re.compile(rb"[cCsS]|vCont;")
 _THREAD: Final = re.compile(rb"T..(?:.*;)?thread:([0-9a-fA-F]{1,8});")
 _RIP: Final = b"p10"  # the 17th register of the description that QEMU sends for x86-64
 _HEX_QUAD: Final = re.compile(rb"[0-9a-fA-F]{16}")
+_MOST_CONSOLE: Final = 100  # packets of console output before a stop that we asked for
 _USED_UP: Final = (
     "no more hardware breakpoints: the processor has four for breakpoints and watchpoints together"
 )
@@ -37,7 +39,10 @@ _NO_HARDWARE: Final = "the VMM's gdb stub has no hardware breakpoints"
 
 
 class UpstreamSession(Session):
-    """See :class:`Session`. ``connect`` is called for the first packet: the stub stops the guest when it answers."""
+    """See :class:`Session`. ``connect`` is called for the first packet: the stub stops the guest when it answers.
+
+    ``uninterrupted``: entered around what must not be cut short, or the guest would stand still for ever.
+    """
 
     def __init__(
         self,
@@ -45,8 +50,10 @@ class UpstreamSession(Session):
         monitor: Monitor | None,
         connect: Callable[[], Stub],
         say: Say = lambda text: None,
+        uninterrupted: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         super().__init__(target, monitor, say)
+        self._uninterrupted = uninterrupted
         self._connect = connect
         self._stub: Stub | None = None
         self._breakpoints: Counter[int] = Counter()
@@ -77,27 +84,35 @@ class UpstreamSession(Session):
     def close(self) -> None:
         """The client is gone: what it set is taken away, and the guest runs."""
         super().close()
-        stub, self._stub = self._stub, None
-        if stub is None:
-            return
-        try:
-            if not self.detached:
-                self._leave(stub)
-        except errors.SevKvmError as error:
-            self.tell(f"the guest may stand still, with breakpoints set ({error}): see `info status`, `cont`")
-        finally:
-            stub.close()
+        with self._uninterrupted():
+            stub, self._stub = self._stub, None
+            if stub is None:
+                return
+            try:
+                if not self.detached:
+                    self._leave(stub)
+            except errors.SevKvmError as error:
+                self.tell(
+                    f"the guest may stand still, with breakpoints set ({error}): see `info status`, `cont`"
+                )
+            finally:
+                stub.close()
 
     def _prepare(self) -> None:
         if self._stub is None:
-            stub = self._connect()
-            try:
-                self._greet(stub)
-            except BaseException:
-                stub.close()
-                raise
-            self._stub = stub
+            with self._uninterrupted():
+                self._stub = self._greeted(self._connect())
         self.target.stop()
+
+    def _greeted(self, stub: Stub) -> Stub:
+        try:
+            self._greet(stub)
+        except BaseException:
+            with suppress(errors.SevKvmError):
+                stub.send(b"D")  # if it is one after all, it has stopped the guest
+            stub.close()
+            raise
+        return stub
 
     def _greet(self, stub: Stub) -> None:
         """Thread numbers are plain, since multiprocess is not asked for."""
@@ -196,8 +211,8 @@ class UpstreamSession(Session):
             if not +self._breakpoints and not self._watchpoints:
                 return  # it runs as it should
             stub.interrupt()
-            while stub.answer()[:1] == b"O":
-                pass
+            if all(stub.answer()[:1] == b"O" for _ in range(_MOST_CONSOLE)):
+                raise errors.ProtocolError("the VMM's gdb stub prints for ever")
         for address in +self._breakpoints:
             stub.request(b"z1,%x,1" % address)
         for where in self._watchpoints:

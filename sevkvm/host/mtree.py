@@ -7,6 +7,7 @@ Pure. The text is hostile input: its size and the number of ranges are bounded, 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,10 +20,11 @@ _VIEW: Final = re.compile(r"FlatView #\d+\s*")
 _MEMORY_SPACE: Final = ' AS "memory", root: '
 _RANGE: Final = re.compile(
     r"\s+(?P<start>[0-9a-f]{16})-(?P<last>[0-9a-f]{16}) \(prio -?\d+, (?:nv-)?(?P<kind>[a-z/]+)\): "
-    r"(?P<name>.+?)(?: @(?P<offset>[0-9a-f]{16}))?(?: owner:\S.*?)? KVM\s*"
+    r"(?P<name>.+?)(?: @(?P<offset>[0-9a-f]{16}))?(?: owner:\S.*?)?(?P<kvm> KVM)?\s*"
 )
 # A "ramd" is a device's registers mapped through (VFIO): KVM has a slot for it, but reading it may act on hardware.
 _MEMORY_KINDS: Final = ("ram", "rom", "romd")
+_DEVICE_KINDS: Final = ("i/o", "ramd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +41,26 @@ class FlatRange:
     readonly: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Region:
+    """What the guest finds from ``gpa`` to ``end`` (exclusive): memory, KVM's or not, or a device's registers."""
+
+    gpa: int
+    end: int
+    name: str
+    is_device: bool
+
+    @property
+    def shown_name(self) -> str:
+        """The name, which the other side gave, fit to print."""
+        return repr(self.name[:60])
+
+
 def parse(text: str) -> list[FlatRange]:
     """The ranges of guest memory that are KVM slots, ascending; ProtocolError if the text is not what it must be."""
-    views = [view for view in _views(text) if any(line.startswith(_MEMORY_SPACE) for line in view)]
-    if len(views) != 1:
-        raise errors.ProtocolError(
-            f"the monitor's `info mtree -f` shows {len(views)} views of guest memory instead of one",
-            help="is this QEMU's monitor, and an x86 guest? Otherwise name the memory with --slot",
-        )
     ranges: list[FlatRange] = []
-    for line in views[0]:
-        match = _RANGE.fullmatch(line) if len(line) <= _MAX_LINE else None
-        each = _range(match) if match else None
+    for match in _memory_view(text):
+        each = _range(match) if match["kvm"] else None
         if each is None:
             continue
         if (ranges and each.gpa < ranges[-1].gpa + ranges[-1].nbytes) or len(ranges) == MAX_RANGES:
@@ -62,6 +72,34 @@ def parse(text: str) -> list[FlatRange]:
             help="does the guest run under KVM? An emulated guest (TCG) has no KVM memory slots",
         )
     return ranges
+
+
+def regions(text: str) -> list[Region]:
+    """All that the guest has at its physical addresses, devices too; ProtocolError as above."""
+    found: list[Region] = []
+    for match in _memory_view(text):
+        kind = match["kind"]
+        if kind in (*_MEMORY_KINDS, *_DEVICE_KINDS):
+            start, end = int(match["start"], 16), int(match["last"], 16) + 1
+            if start < end:
+                found.append(Region(start, end, match["name"], kind in _DEVICE_KINDS))
+        if len(found) > MAX_RANGES:
+            raise errors.ProtocolError(f"the monitor's `info mtree -f` has more than {MAX_RANGES} ranges")
+    return found
+
+
+def _memory_view(text: str) -> Iterator[re.Match[str]]:
+    """The lines with ranges of the one view of guest memory."""
+    views = [view for view in _views(text) if any(line.startswith(_MEMORY_SPACE) for line in view)]
+    if len(views) != 1:
+        raise errors.ProtocolError(
+            f"the monitor's `info mtree -f` shows {len(views)} views of guest memory instead of one",
+            help="is this QEMU's monitor, and an x86 guest? Otherwise name the memory with --slot",
+        )
+    for line in views[0]:
+        match = _RANGE.fullmatch(line) if len(line) <= _MAX_LINE else None
+        if match is not None:
+            yield match
 
 
 def _views(text: str) -> list[list[str]]:

@@ -127,13 +127,14 @@ class GuestMemory:
         return done
 
     def read(self, gpa: int, nbytes: int, private: bool = True) -> bytes:
-        """Exactly nbytes, or MemoryFault naming the first gpa that cannot be read."""
+        """Exactly nbytes, or MemoryFault naming the first gpa that cannot be read: NotMemory if no slot has it."""
         buffer = bytearray(nbytes)
         done = self.readinto(gpa, private, memoryview(buffer))
         if done < nbytes:
             at = gpa + done
-            reason = "not guest RAM" if self.slots.find(at) is None else self.reason
-            raise errors.MemoryFault("gpa", at, reason=reason)
+            if self.slots.find(at) is None:
+                raise errors.NotMemory(at)
+            raise errors.MemoryFault("gpa", at, reason=self.reason)
         return bytes(buffer)
 
     def read_tables(self, gpas: Sequence[int], *, keep: bool = True) -> list[bytes | None]:

@@ -16,6 +16,7 @@ class Command(NamedTuple):
     """One line of a table. ``names`` are separated by ``|``; ``spec`` is that of ``arguments``.
 
     ``still``: the vCPUs are held while it works. Those that ask the VMM must not be: it may wait for its vCPUs.
+    ``devices``: where those may be read it holds them itself, for as long as it does not.
     """
 
     names: str
@@ -24,6 +25,7 @@ class Command(NamedTuple):
     help: str
     handler: Handler
     still: bool = False
+    devices: bool = False
 
     @property
     def usage(self) -> str:

@@ -4,7 +4,7 @@ Measured against QEMU 7.2 in tests/kvm/test_examine_qemu.py: 16 bytes a line, 8 
 digits; ``d`` shows a sign only with size g; ``c`` shows single bytes, as many as count x size. A line of which
 one byte cannot be read is not shown: QEMU says ``Cannot access memory`` at its start and stops, and so do we.
 Not alike on purpose: no default is remembered from one call to the next, counts do not wrap at 32 bits, and
-device registers are never read.
+device registers are read only where that was asked for, each unit with one access.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ Reader = Callable[[int, int], bytes]
 
 No request crosses a page.
 """
+
+Registers = Callable[[int, int], bytes]
+"""``registers(address, nbytes)``: one access to a device, where the reader had nothing; empty if none is there."""
 
 _SIZES: Final = {"b": 1, "h": 2, "w": 4, "g": 8, "L": 8}
 _STRUCT_CODES: Final = {1: "B", 2: "H", 4: "I", 8: "Q"}
@@ -70,7 +73,8 @@ def parse_format(text: str) -> ExamineFormat:
         )
     if "i" in letters:
         raise errors.UsageError(
-            "format i (instructions) is not supported yet", help="show the bytes with /NNxb instead"
+            "format i (instructions) is not supported here",
+            help="sevkvm monitor -c 'x /4i ADDRESS' shows instructions",
         )
     default = ExamineFormat()
     sizes = [_SIZES[letter] for letter in letters if letter in _SIZES]
@@ -89,15 +93,18 @@ class Examination:
     then exits with 6: the answer ends in a hole.
     """
 
-    def __init__(self, reader: Reader, fmt: ExamineFormat, address: int) -> None:
+    def __init__(
+        self, reader: Reader, fmt: ExamineFormat, address: int, registers: Registers | None = None
+    ) -> None:
         self._reader = reader
+        self._registers = registers
         self._format = fmt
         self._address = address
         self.failed_at: int | None = None
 
     def __iter__(self) -> Iterator[str]:
         at = self._address
-        for data in self._lines():
+        for data in self.pieces():
             if data is None:
                 self.failed_at = at
                 yield f"{at:016x}: Cannot access memory"
@@ -105,7 +112,7 @@ class Examination:
             yield f"{at:016x}: {render_units(data, self._format)}"
             at += len(data)
 
-    def _lines(self) -> Iterator[bytes | None]:
+    def pieces(self) -> Iterator[bytes | None]:
         """The bytes of each line; None in place of the first that cannot be read, and nothing after."""
         end = self._address + self._format.nbytes
         block, used = b"", 0
@@ -128,16 +135,25 @@ class Examination:
             nbytes = min(PAGE_NBYTES - start % PAGE_NBYTES, end - start)
             if start >= 1 << 64:
                 break
-            got = self._reader(start, nbytes)
-            block += got
-            if len(got) < nbytes:
+            got = self._reader(start, nbytes) or self._register(start)
+            if not got:
                 break
+            block += got
         return block
 
+    def _register(self, address: int) -> bytes:
+        """A unit that a device has; none for one that begins in memory."""
+        unit = self._format.unit_nbytes
+        if self._registers is None or (address - self._address) % unit:
+            return b""
+        return self._registers(address, unit)
 
-def examine(reader: Reader, fmt: ExamineFormat, address: int) -> Examination:
+
+def examine(
+    reader: Reader, fmt: ExamineFormat, address: int, registers: Registers | None = None
+) -> Examination:
     """The lines that QEMU's ``x`` (or ``xp``, that is the reader's affair) prints, without line ends."""
-    return Examination(reader, fmt, address)
+    return Examination(reader, fmt, address, registers)
 
 
 def short_reads(read: Callable[[int, int], bytes]) -> Reader:

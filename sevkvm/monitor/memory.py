@@ -3,62 +3,93 @@
 from __future__ import annotations
 
 import functools
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Final
 
 from sevkvm.monitor.command import Command
 from sevkvm.monitor.examine import ExamineFormat, Reader, examine, short_reads
 from sevkvm.monitor.labels import beside
+from sevkvm.monitor.places import Places
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from sevkvm.monitor.arguments import Arguments
     from sevkvm.monitor.labels import Labels
     from sevkvm.monitor.monitor import Monitor
+
+    Read = Callable[[int, int], bytes]
 
 _ADDRESS_DIGITS: Final = 16
 _NAMED: Final = {0x27: "\\'", 0x5C: "\\\\", 0x0A: "\\n", 0x0D: "\\r"}
 
 
 def x(monitor: Monitor, given: Arguments) -> Iterator[str]:
-    """Guest-virtual memory, by the tables of the current vCPU."""
+    """Guest-virtual memory, by the tables of the current vCPU.
+
+    Where devices may be read, memory is read here, while the vCPUs are held, and devices when they run again.
+    """
+    guest = monitor.guest
     labels = monitor.symbols().label if monitor.symbolic else None
-    return _show(monitor, given, virtual_reader(monitor), labels)
+    with guest.held():
+        read = _virtual(monitor)
+        places = Places(guest, read)
+        if guest.reads_devices and given.format.letter != "i":
+            places.keep(given.numbers["addr"], _form(given).nbytes)
+    if given.format.letter == "i":
+        return _instructions(monitor, given, read, guest.held(), labels)
+    return _show(monitor, given, places, labels)
 
 
 def xp(monitor: Monitor, given: Arguments) -> Iterator[str]:
     """Guest-physical memory."""
-    return _show(monitor, given, physical_reader(monitor))
+    read = _physical(monitor)
+    if given.format.letter == "i":
+        return _instructions(monitor, given, read, nullcontext())
+    return _show(monitor, given, Places(monitor.guest, read))
 
 
 def virtual_reader(monitor: Monitor) -> Reader:
-    """One paging form for the whole answer: the registers are read once."""
-    guest = monitor.guest
-    return short_reads(functools.partial(guest.read_virtual, form=guest.paging(monitor.vcpu)))
+    """Memory alone, never a device."""
+    return short_reads(_virtual(monitor))
 
 
 def physical_reader(monitor: Monitor) -> Reader:
+    """Memory alone, never a device."""
+    return short_reads(_physical(monitor))
+
+
+def _virtual(monitor: Monitor) -> Read:
+    """One paging form for the whole answer: the registers are read once."""
+    guest = monitor.guest
+    return functools.partial(guest.read_virtual, form=guest.paging(monitor.vcpu))
+
+
+def _physical(monitor: Monitor) -> Read:
     """Private memory of an encrypted guest. Its C-bit is taken off an address that has it.
 
     drgn takes addresses from the page tables with the C-bit in them, and asks for them like that.
     """
     guest = monitor.guest
     cbit_mask = 1 << guest.sev.cbit_pos if guest.sev.encrypted and guest.sev.cbit_pos is not None else 0
-
-    def read(gpa: int, nbytes: int) -> bytes:
-        return guest.memory.read(gpa & ~cbit_mask, nbytes)
-
-    return short_reads(read)
+    return lambda gpa, nbytes: guest.memory.read(gpa & ~cbit_mask, nbytes)
 
 
-def _show(monitor: Monitor, given: Arguments, reader: Reader, labels: Labels | None = None) -> Iterator[str]:
-    fmt, address = given.format, given.numbers["addr"]
-    if fmt.letter == "i":
-        from sevkvm.monitor.instructions import disassemble
+def _instructions(
+    monitor: Monitor,
+    given: Arguments,
+    read: Read,
+    standing: AbstractContextManager[None],
+    labels: Labels | None = None,
+) -> Iterator[str]:
+    from sevkvm.monitor.instructions import disassemble
 
-        yield from disassemble(monitor, reader, fmt.count, address, labels)
-        return
-    examination = examine(reader, ExamineFormat(fmt.count, fmt.letter, fmt.unit_nbytes), address)
+    with standing:
+        yield from disassemble(monitor, short_reads(read), given.format.count, given.numbers["addr"], labels)
+
+
+def _show(monitor: Monitor, given: Arguments, places: Places, labels: Labels | None = None) -> Iterator[str]:
+    examination = examine(places.memory, _form(given), given.numbers["addr"], places.register)
     for line in examination:
         if labels is not None:
             digits = line[:_ADDRESS_DIGITS]
@@ -66,6 +97,11 @@ def _show(monitor: Monitor, given: Arguments, reader: Reader, labels: Labels | N
         yield f"{line}\n"
     if examination.failed_at is not None:
         monitor.hole()
+        monitor.guest.explain(places.fault)
+
+
+def _form(given: Arguments) -> ExamineFormat:
+    return ExamineFormat(given.format.count, given.format.letter, given.format.unit_nbytes)
 
 
 def print_value(monitor: Monitor, given: Arguments) -> Iterator[str]:
@@ -86,7 +122,15 @@ def print_value(monitor: Monitor, given: Arguments) -> Iterator[str]:
 
 
 COMMANDS: Final = (
-    Command("x", "fmt:/,addr:l", "/fmt addr", "virtual memory dump starting at 'addr'", x, still=True),
+    Command(
+        "x",
+        "fmt:/,addr:l",
+        "/fmt addr",
+        "virtual memory dump starting at 'addr'",
+        x,
+        still=True,
+        devices=True,
+    ),
     Command("xp", "fmt:/,addr:l", "/fmt addr", "physical memory dump starting at 'addr'", xp),
     Command(
         "print|p",

@@ -7,7 +7,7 @@ before the next one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Final
 
 from sevkvm import errors
@@ -56,6 +56,7 @@ class Monitor:
         self.names: Symbols | None = None
         self._told = told
         self._output_nbytes = output_nbytes
+        self._shown: list[str] = []
 
     def execute(self, line: str) -> str:
         """The answer to a command line, each line of it ended by a newline.
@@ -63,6 +64,7 @@ class Monitor:
         Whatever a line holds, the answer is text. Raises TargetGone when the VMM has died.
         """
         self.status = 0
+        self._shown = []
         self.guest.memory.invalidate()
         try:
             return self._execute(line)
@@ -74,7 +76,9 @@ class Monitor:
         except errors.SevKvmError as error:
             self.status = error.exit_code
             hint = f"hint: {error.help}\n" if error.help else ""
-            return f"Error: {error.message}\n{hint}"
+            # a device may not tell again what it has told
+            told = "".join(self._shown) if self.guest.reads_devices else ""
+            return f"{told}Error: {error.message}\n{hint}"
 
     def state(self) -> VcpuState:
         """Registers of the vCPU that commands are about; RegistersUnavailable, UsageError."""
@@ -107,11 +111,15 @@ class Monitor:
         if found.command is None:
             raise CommandProblem(f"unknown command: '{line[: found.end]}'")
         try:
-            with self.guest.held() if found.command.still else nullcontext():
+            with self._standing(found.command), self.guest.asking_devices():
                 return self._run(found.command, line[found.end :])
         except BadArgument as problem:
             told = line[: found.end].rstrip(SPACES)
             raise CommandProblem(f'{problem.text}\nTry "help {told}" for more information') from None
+
+    def _standing(self, command: Command) -> AbstractContextManager[None]:
+        still = command.still and not (command.devices and self.guest.reads_devices)
+        return self.guest.held() if still else nullcontext()
 
     def _run(self, command: Command, rest: str) -> str:
         values = Values(self._register, self._symbol if self.symbolic else None)
@@ -121,7 +129,7 @@ class Monitor:
     def _bounded(self, pieces: Iterable[str]) -> str:
         """Guest memory decides how long an answer gets."""
         room = self._output_nbytes
-        kept: list[str] = []
+        kept = self._shown
         for piece in pieces:
             kept.append(piece)
             room -= len(piece)
@@ -130,6 +138,7 @@ class Monitor:
                 kept[-1] = piece[:room]
                 kept.append(f"\n... cut after {self._output_nbytes} bytes\n")
                 break
+        self._shown = []
         return "".join(kept)
 
     def _register(self, name: str) -> int | None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -190,6 +191,60 @@ def test_a_bare_connection_stops_nothing_and_junk_is_hung_up_on(
     assert guest.moves()
     with Client(server) as client:
         assert client.ask(b"?") == b"T05thread:1;"
+
+
+def test_what_hostile_clients_cost_is_bounded(guest: CountingGuest, server: GdbServer) -> None:
+    """Streams without an end, lengths without a bound, and half packets leave the server as large as it was."""
+
+    def peak_nbytes() -> int:
+        status = Path(f"/proc/{server.process.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) << 10
+
+    with Client(server) as client:
+        for packet in (b"m0,ffff", b"qXfer:features:read:target.xml:0,ffff", b"qRcmd,68656c70"):
+            client.ask(packet)
+    before = peak_nbytes()
+    for stream in (b"$", b"$m0,", b"+$", b"$}", b"$?#00", b"a"):
+        with Client(server) as client:
+            sent = 0
+            with suppress(OSError):
+                while sent < 1 << 28:
+                    sent += client.socket.send(stream * 10_000)
+            assert sent < 1 << 24, f"{stream!r}: {sent} bytes were taken"
+            assert client.hung_up()
+    end = b"f" * 16
+    with Client(server) as client:
+        for packet in (
+            *(b"m0," + end, b"x0," + end, b"m" + end + b"," + end, b"m0,-1", b"m" + b"0" * 60_000 + b",1"),
+            *(b"M0," + end + b":00", b"X0," + end + b":", b"Z0," + end + b"," + end),
+            *(
+                b"qXfer:features:read:target.xml:0," + end,
+                b"qXfer:features:read:target.xml:" + end + b"," + end,
+            ),
+            *(b"vCont;" + b"c:9;" * 15_000, b"G" + b"x" * 60_000, b"H" + b"g" * 60_000, b"T" + b"f" * 60_000),
+            b"qRcmd," + b"78" * 30_000,
+        ):
+            assert len(client.ask(packet)) <= 1 << 16
+    assert peak_nbytes() - before < 4 << 20
+    assert guest.moves()
+
+
+@pytest.mark.parametrize("setting", ["on", "off"])
+def test_with_acknowledgements_and_without(guest: CountingGuest, server: GdbServer, setting: str) -> None:
+    argv = gdb_argv(server.target, f"x/4xb {RESET_CODE}", "x/2xw 0x600", "detach")
+    argv[1:1] = ["-iex", f"set remote noack-packet {setting}", "-iex", "set debug remote 1"]
+    text = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    assert ("Sending packet: $QStartNoAckMode#b0" in text.stderr) == (setting == "on")
+    assert re.search(r"^0x600:\s+0xd88ec031\s+0x0006ff66$", text.stdout, re.M), text.stdout
+    assert "detached" in text.stdout
+
+
+def test_a_gdb_that_is_killed_lets_the_guest_run(guest: CountingGuest, server: GdbServer) -> None:
+    for _ in range(2):
+        text = gdb(server.target, f"x/xw {COUNT_GPA:#x}", "shell kill -9 $PPID", "detach")
+        assert re.search(r"^0x500:\s+0x", text, re.M), text
+        assert "detached" not in text
+        assert guest.moves()
 
 
 def test_half_a_packet_and_then_nothing(guest: CountingGuest, server: GdbServer) -> None:

@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 import re
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from sevkvm import errors, native
-from sevkvm.gdbserver.alone import AloneTarget
-from sevkvm.gdbserver.listen import UnixAddress, listening
 from sevkvm.gdbserver.packet import frame
-from sevkvm.gdbserver.server import Limits, Server
-from sevkvm.gdbserver.stub import Stub
-from sevkvm.gdbserver.upstream import UpstreamSession
-from sevkvm.guest import Guest, GuestParts
-from sevkvm.memory.guest import GuestMemory
-from sevkvm.memory.hva import HvaSource
-from sevkvm.memory.policy import SevInfo, SevKind
-from sevkvm.memory.source import Slot, SlotMap
+from sevkvm.memory.source import Slot
 from sevkvm.paging.mode import PagingMode
 from tests.support.counting import COUNT_GPA, JUMP_GPA, LOOP_GPA, CountingGuest, counting_guest
+from tests.support.emulatedgdb import serving
 from tests.support.gdb import GdbServer, gdb, gdbserver, require_gdb
 from tests.support.gdbclient import Client
 from tests.support.killing import settle, shape
 from tests.support.qemu import require_kvm_qemu, require_qemu
-
-if TYPE_CHECKING:
-    from sevkvm.host.port import IoctlPort
 
 pytestmark = pytest.mark.kvm
 
@@ -152,6 +136,23 @@ def test_a_client_that_dies_leaves_no_breakpoint(guest: CountingGuest, server: G
     assert guest.moves()
 
 
+def test_a_gdb_that_is_killed_leaves_no_breakpoint(guest: CountingGuest, server: GdbServer) -> None:
+    for _ in range(2):
+        text = gdb(
+            server.target,
+            "set breakpoint always-inserted on",
+            f"break *{LOOP_GPA:#x}",
+            f"hbreak *{JUMP_GPA:#x}",
+            "continue",
+            "stepi",
+            "shell kill -9 $PPID",
+            "detach",
+        )
+        assert "Breakpoint " in text
+        assert "detached" not in text
+        assert guest.moves()
+
+
 def test_killing_is_not_passed_on(guest: CountingGuest, server: GdbServer) -> None:
     with Client(server) as client:
         client.ask(b"?")
@@ -159,6 +160,22 @@ def test_killing_is_not_passed_on(guest: CountingGuest, server: GdbServer) -> No
         client.socket.sendall(frame(b"k"))
         assert client.hung_up()
     assert guest.vmm.process.poll() is None
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_terminated_while_the_guest_stands(
+    guest: CountingGuest, stub: str, tmp_path: Path, leaves: bool
+) -> None:
+    """Also when the signal comes while it takes breakpoints away, since the client has just left."""
+    for _ in range(2):
+        with gdbserver(*options(guest, stub), directory=tmp_path) as server, Client(server) as client:
+            client.ask(b"?")
+            assert client.ask(b"Z0,%x,1" % LOOP_GPA) == client.ask(b"Z2,9100,4") == b"OK"
+            if leaves:
+                client.socket.close()
+            server.process.terminate()
+            assert server.process.wait(20) == 143
+        assert guest.moves()
 
 
 def test_killed_with_a_breakpoint_set(guest: CountingGuest, stub: str, tmp_path: Path) -> None:
@@ -197,74 +214,17 @@ def test_no_stub_there(guest: CountingGuest, tmp_path: Path) -> None:
 # ---- an emulated guest: KVM here fires no watchpoints, whoever asks for them
 
 
-class PlainPort:
-    """Reads and writes a VMM's memory; nobody is attached to it."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-
-    def readinto(self, hva: int, buffer: memoryview) -> int:
-        return native.read_into(self.pid, hva, buffer)
-
-    def read_pages(self, hvas: Sequence[int]) -> list[bytes | None]:
-        return native.read_pages(self.pid, hvas)
-
-    def write(self, hva: int, data: bytes) -> None:
-        native.write(self.pid, hva, data)
-
-
-class NoHold:
-    def hold(self) -> None:
-        """Its own stub stops it."""
-
-    def release(self) -> None:
-        """And lets it run."""
-
-
 @pytest.fixture
 def emulated(tmp_path: Path) -> Iterator[str]:
-    """Where gdb finds an emulated counting guest, served by a thread of this process."""
+    """Where gdb finds an emulated counting guest."""
     require_qemu()
     require_gdb()
-    ended, bound = threading.Event(), threading.Event()
     with counting_guest(tmp_path, accel="tcg") as counting:
-        path = tmp_path / "stub"
-        counting.vmm.hmp(f"gdbserver unix:{path},server=on,wait=off")
-        slots = SlotMap([Slot(0, 0xA0000, counting.ram_hva, "ram")])
-        memory = GuestMemory(slots, HvaSource(cast("IoctlPort", PlainPort(counting.vmm.pid))), None)
-        parts = GuestParts(
-            *(
-                counting.vmm.pid,
-                None,
-                "emulated",
-                SevInfo(SevKind.NONE),
-                slots,
-                memory,
-                [],
-                NoHold(),
-                dict,
-                print,
-            ),
-            no_registers="it is emulated",
-            paging=PagingMode.OFF,
-        )
-        target = AloneTarget(Guest(parts), hold=False)
-
-        def serve() -> None:
-            address = UnixAddress(str(tmp_path / "gdb.sock"))
-            new = partial(UpstreamSession, target, None, partial(Stub, UnixAddress(str(path)), 10.0))
-            with listening(address) as (listener, _), suppress(errors.TargetGone):
-                bound.set()
-                Server(listener, new, limits=Limits(), say=print, alive=lambda: not ended.is_set()).serve()
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        assert bound.wait(20)
-        yield str(tmp_path / "gdb.sock")
-        assert counting.moves()
-        ended.set()
-        thread.join(20)
-        assert not thread.is_alive()
+        slots = [Slot(0, 0xA0000, counting.ram_hva, "ram")]
+        parts = {"no_registers": "it is emulated", "paging": PagingMode.OFF}
+        with serving(counting.vmm, slots, tmp_path, **parts) as target:
+            yield target
+            assert counting.moves()
 
 
 def test_watchpoints_of_an_emulated_guest(emulated: str) -> None:

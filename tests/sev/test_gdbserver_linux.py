@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from sevkvm.lab.initrd import KEEPERS
 from sevkvm.lab.keeper import SECRET_GVA
 from sevkvm.lab.sealed import SealedLinux
 from sevkvm.shim.supervisor import SevHost
+from tests.support.build import ROOT
 from tests.support.gdb import gdb, gdbserver, require_gdb
 from tests.support.killing import settle, shape
 from tests.support.lab import lab_guest
@@ -63,6 +66,8 @@ def test_gdb_on_an_encrypted_linux(linux: SealedLinux, vmm: QemuVmm, tmp_path: P
             "x/2xg $rsp",
             "print $cr3",
             "print $efer",
+            "maint packet Qqemu.PhyMemMode:1",
+            f"x/s {banner.gpa:#x}",
             "detach",
         )
     assert settle(vmm.pid, before) == before
@@ -74,7 +79,7 @@ def test_gdb_on_an_encrypted_linux(linux: SealedLinux, vmm: QemuVmm, tmp_path: P
     assert int(registers["gs_base"], 16) == state.sregs.gs.base
     assert "LMA" in text
     assert linux.plain.facts["version"].startswith("Linux version ")
-    assert f'"{linux.plain.facts["version"][:40]}' in text
+    assert text.count(f'"{linux.plain.facts["version"][:40]}') == 2, text
     assert quads(text)[:64] == linux.plain.facts["version"].encode()[:64]
     assert re.search(r"^=> 0x[0-9a-f]+:\t\w+", text, re.M), text
     assert "Cannot access memory" not in text
@@ -158,3 +163,33 @@ def test_both_vcpus_of_an_encrypted_guest_that_runs(tmp_path: Path) -> None:
                 )
         assert settle(guest.pid, before) == before
         assert guest.process.poll() is None
+
+
+def test_a_device_of_an_encrypted_linux(linux: SealedLinux, vmm: QemuVmm, tmp_path: Path) -> None:
+    """By the address at which its kernel has mapped it: the walk is ours, the access QEMU's."""
+    gpa = 0xFED00000  # the HPET
+    argv = [sys.executable, "-m", "sevkvm", "monitor", *options(vmm, linux), "--mmio"]
+
+    def monitor(*lines: str) -> str:
+        words = [word for line in lines for word in ("-c", line)]
+        return subprocess.run([*argv, *words], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+    mapped = re.search(rf"^([0-9a-f]{{16}}): {gpa:016x} ", monitor("info tlb"), re.M)
+    assert mapped
+    gva = int(mapped[1], 16)
+    expected = vmm.hmp(f"xp /4xw {gpa:#x}")
+    assert expected.startswith(f"{gpa:016x}: 0x8086a201 ")
+    words = expected.partition(":")[2]
+    (banner,) = linux.image.landmarks
+    said = monitor(f"xp /4xw {gpa:#x}", f"x /4xw {gva:#x}", f"x /6cb {banner.gva:#x}")
+    assert said.splitlines() == [
+        expected.rstrip(),
+        f"{gva:016x}:{words.rstrip()}",
+        f"{banner.gva:016x}: 'L' 'i' 'n' 'u' 'x' ' '",
+    ]
+    with gdbserver(*options(vmm, linux), "--mmio", directory=tmp_path) as server:
+        text = gdb(server.target, f"x/4xw {gva:#x}", f"x/6xb {banner.gva:#x}")
+    shown = re.search(rf"^{gva:#x}:(.*)$", text, re.M)
+    assert shown, text
+    assert shown[1].split() == words.split()
+    assert quads(text)[:6] == b"Linux "

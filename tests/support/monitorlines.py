@@ -46,4 +46,11 @@ def same(directory: str) -> list[str]:
     marked = [
         row.replace("1|2", "1\0002").replace("1||2", "1\000\0002").replace("3 | 8", "3 \0 8") for row in rows
     ]
-    return [line.replace("\0", "|") for row in marked for line in row.split("|")]
+    lines = [line.replace("\0", "|") for row in marked for line in row.split("|")]
+    # every letter with every size; an instruction has none
+    formats = [f"/{count}{letter}{size}" for letter in "xduoc" for count, size in ("9b", "7h", "5w", "3g")]
+    lines += [f"x {each} $pc-3" for each in formats]
+    lines += [f"xp {each} 0x1003" for each in formats]
+    return lines + [
+        f"{command} /3i{size} {at}" for command, at in (("x", "$pc"), ("xp", "0x1000")) for size in "bhwg"
+    ]

@@ -158,7 +158,7 @@ def test_formats_that_qemu_refuses(text):
 
 
 def test_instructions_are_not_faked():
-    with pytest.raises(errors.UsageError, match="not supported yet"):
+    with pytest.raises(errors.UsageError, match="not supported here"):
         parse_format("/4i")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sevkvm.gdbserver.packet import (
@@ -49,6 +49,76 @@ def test_however_it_is_cut(data: bytes, places: list[int]) -> None:
     whole = events([data])
     assert events([data[at : at + 1] for at in range(len(data))]) == whole
     assert events(cut(data, places)) == whole
+
+
+def reference(data: bytes) -> list[Event]:
+    """The same protocol, read one byte after the other by somebody else."""
+    found: list[Event] = []
+    at = 0
+    while at < len(data):
+        byte = data[at : at + 1]
+        at += 1
+        if byte in (b"+", b"-"):
+            found.append(Acknowledgement(byte == b"+"))
+        elif byte == b"\x03":
+            found.append(Interrupt())
+        elif byte != b"$":
+            return [*found, ProtocolFault(f"byte 0x{byte[0]:02x} outside of a packet", fatal=True)]
+        else:
+            start = at
+            while at < len(data) and data[at : at + 1] != b"#":
+                at += 1
+            if at + 3 > len(data):
+                return found
+            raw, told = data[start:at], data[at + 1 : at + 3]
+            at += 3
+            found.append(reference_packet(raw, told))
+    return found
+
+
+def reference_packet(raw: bytes, told: bytes) -> Event:
+    total = 0
+    for byte in raw:
+        total = (total + byte) % 256
+    if any(digit not in b"0123456789abcdefABCDEF" for digit in told):
+        return ProtocolFault("a checksum that is no number", fatal=False)
+    if told.lower() != b"%02x" % total:
+        return ProtocolFault("a wrong checksum", fatal=False)
+    meant = bytearray()
+    escaped = False
+    for byte in raw:
+        if byte == 0x7D and not escaped:
+            escaped = True
+        else:
+            meant.append(byte ^ 0x20 if escaped else byte)
+            escaped = False
+    return ProtocolFault("an escape without its byte", fatal=False) if escaped else Packet(bytes(meant))
+
+
+def summed(raw: bytes) -> bytes:
+    return b"$" + raw + b"#%02x" % (sum(raw) % 256)
+
+
+# well framed, but with any bytes, and escapes anywhere
+FRAMED = st.lists(st.sampled_from(list(b"}}}ab$*\x00\xff")), max_size=12).map(bytes).map(summed)
+
+
+@settings(max_examples=300)
+@given(st.lists(STREAM | FRAMED, max_size=6).map(b"".join))
+def test_a_packet_or_a_protocol_error_and_nothing_else(data: bytes) -> None:
+    found = events([data])
+    assert found == reference(data)
+    assert all(type(event) in (Packet, Acknowledgement, Interrupt, ProtocolFault) for event in found)
+
+
+@given(st.lists(st.sampled_from([b"$", b"m", b"}", b"#", b"a" * 5000, b"#00", b"+"]), max_size=60))
+def test_no_more_is_kept_than_a_packet(pieces: list[bytes]) -> None:
+    decoder = Decoder()
+    for piece in pieces:
+        decoder.receive_data(piece)
+        while decoder.next_event() is not None:
+            pass
+        assert len(decoder._buffer) - decoder._at <= PACKET_NBYTES + 3
 
 
 @given(STREAM)

@@ -6,7 +6,7 @@ import socket
 import stat
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -128,21 +128,56 @@ def test_a_client_that_understands_nothing(start: Start, holder: Holder) -> None
         assert rest(client) == b"+" + answer * 6
 
 
-def test_a_stop_has_an_end_for_a_busy_client_too(start: Start, holder: Holder) -> None:
-    with connect(start(Limits(stop=0.2))) as client:
-        client.sendall(frame(b"QStartNoAckMode"))
+@contextmanager
+def endless(client: socket.socket, stream: bytes) -> Iterator[None]:
+    """Sends it over and over again, until the server hangs up."""
 
-        def chatter() -> None:
-            with suppress(OSError):
-                while True:
-                    client.sendall(frame(b"qC") * 100)
+    def chatter() -> None:
+        with suppress(OSError):
+            while True:
+                client.sendall(stream * 100)
 
-        thread = threading.Thread(target=chatter, daemon=True)
-        thread.start()
-        assert rest(client).endswith(frame(b"QC1"))
+    thread = threading.Thread(target=chatter, daemon=True)
+    thread.start()
+    yield
     thread.join(PATIENCE)
     assert not thread.is_alive()
-    assert holder.told == ["client dropped: the guest stood still for 0.2 s (--max-stop)"]
+
+
+def test_a_stop_has_an_end_for_a_busy_client_too(start: Start, holder: Holder) -> None:
+    path = start(Limits(stop=0.1))
+    for stream in (frame(b"qC"), b"+", b"\x03"):
+        with connect(path) as client:
+            client.sendall(frame(b"QStartNoAckMode") + frame(b"qC"))
+            with endless(client, stream):
+                assert rest(client).endswith(frame(b"QC1"))
+    assert holder.told == ["client dropped: the guest stood still for 0.1 s (--max-stop)"] * 3
+
+
+def test_an_endless_stream_that_says_nothing(start: Start, holder: Holder) -> None:
+    path = start(Limits(first_packet=0.1))
+    for stream in (b"+", b"\x03", b"+\x03"):
+        with connect(path) as client, endless(client, stream):
+            assert rest(client) == b""
+    assert holder.holds == 0
+    assert holder.told == ["client dropped: it said nothing for 0.1 s"] * 3
+
+
+def test_an_endless_stream_of_halves(start: Start, holder: Holder) -> None:
+    """Dropped after a packet's length, or a few errors; whatever it said before."""
+    path = start(Limits())
+    streams = [b"$m0,", b"$", b"a", b"$}", b"$?#00", b"$g#zz"]
+    for stream in streams:
+        with connect(path) as client, endless(client, stream):
+            assert len(rest(client)) < 1000
+    assert holder.holds == 0
+    for stream in (*streams, b"-"):
+        with connect(path) as client:
+            client.sendall(frame(b"?"))
+            with endless(client, stream):
+                assert len(rest(client)) < 1000
+    assert holder.holds == 7
+    assert len(holder.told) == 13
 
 
 def test_running_does_not_count_as_a_stop(start: Start, holder: Holder) -> None:
@@ -240,8 +275,7 @@ class FakeStub:
                 while (event := decoder.next_event()) is not None:
                     if isinstance(event, Packet):
                         self.asked.append(event.data)
-                        for answer in self._answers.get(event.data, [b"OK"]):
-                            client.sendall(b"+" + frame(answer))
+                        client.sendall(b"+" + b"".join(map(frame, self._answers.get(event.data, [b"OK"]))))
                     elif isinstance(event, Interrupt):
                         self.asked.append(b"interrupt")
                         client.sendall(frame(b"T02thread:01;"))
@@ -297,6 +331,34 @@ def test_a_guest_that_runs_is_stopped_to_take_breakpoints_away(holder: Holder, t
     assert holder.told == []
 
 
+def test_leaving_is_not_interrupted(holder: Holder, tmp_path: Path) -> None:
+    """A signal that cut it short would leave the guest as QEMU's stub leaves it: stopped."""
+    session, stub = upstream(tmp_path, {}, holder)
+    protected: list[list[bytes]] = []
+
+    @contextmanager
+    def uninterrupted() -> Iterator[None]:
+        before = len(stub.asked)
+        yield
+        protected.append(stub.asked[before:])
+
+    session._uninterrupted = uninterrupted
+    list(session.answer(b"Z0,1000,1"))
+    session.close()
+    stub.thread.join(PATIENCE)
+    assert protected == [list(HELLO), [b"z1,1000,1", b"D"]]
+
+
+def test_a_stub_that_talks_for_ever_is_left(holder: Holder, tmp_path: Path) -> None:
+    session, stub = upstream(tmp_path, {b"c": [b"O41"] * 150}, holder)
+    assert list(session.answer(b"Z1,1000,1")) == [b"OK"]
+    assert list(session.answer(b"c")) == []
+    session.close()
+    stub.thread.join(PATIENCE)
+    assert stub.asked[-1] == b"interrupt"
+    assert "may stand still" in holder.told[-1]
+
+
 def test_a_stop_at_a_breakpoint_says_that_the_program_counter_is_right(
     holder: Holder, tmp_path: Path
 ) -> None:
@@ -331,6 +393,7 @@ def test_what_is_no_stub(holder: Holder, tmp_path: Path, hello: list[bytes]) -> 
     assert next(iter(session.answer(b"g"))).startswith(b"E.what --upstream names")
     session.close()
     stub.thread.join(PATIENCE)
+    assert stub.asked[-1] == b"D"  # in case that it has stopped a guest
 
 
 def test_a_stub_that_hangs_up(holder: Holder, tmp_path: Path) -> None:

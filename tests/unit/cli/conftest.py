@@ -162,6 +162,7 @@ def attached(monkeypatch: pytest.MonkeyPatch) -> Attached:
         vcpu: int | None = None
         paging: Any = None
         search_limit: int = 4 << 30
+        mmio: bool = False
         timeout: float = 5.0
 
     @contextmanager

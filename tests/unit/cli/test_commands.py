@@ -59,6 +59,7 @@ def test_the_guest_options_reach_attach(attached, run, args):
         "vcpu": 1,
         "paging": PagingMode.PAE,
         "search_limit": 64 << 20,
+        "mmio": False,
         "timeout": 2.5,
     }
 
@@ -374,6 +375,7 @@ def test_x_as_json(attached, run):
         "size": 16,
         "bytes": SECRET[:16].hex(),
         "complete": True,
+        "device_reads": 0,
         "failed_at": None,
     }
     result = run("xp", "--json", "/4xg", hex(LOW_NBYTES - 8))
@@ -392,6 +394,63 @@ def test_xp_shows_ciphertext_when_asked(attached, run):
     assert stored[32:] != plain[32:]
     shared = json.loads(run("xp", "--shared", "--json", "/32xb", hex(SHARED_GPA)).stdout)["bytes"]
     assert shared == SHARED[:32].hex()
+
+
+class Devices:
+    """Each access tells how many there were; ``broken_at`` breaks the conversation off."""
+
+    def __init__(self, broken_at: int | None = None) -> None:
+        self.count, self.broken_at, self.closed = 0, broken_at, False
+
+    def read(self, gpa: int, nbytes: int) -> bytes:
+        if gpa == self.broken_at:
+            raise errors.ProtocolError("the monitor broke off")
+        self.count += 1
+        return self.count.to_bytes(nbytes, "little")
+
+    def paused(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+MMIO = 0xFED00000
+
+
+def with_devices(attached, devices):
+    attached.guest = make_guest(attached)
+    attached.guest._parts = attached.guest._parts._replace(devices=devices)
+
+
+def test_devices_are_read_when_that_was_asked_for(attached, run):
+    with_devices(attached, Devices())
+    assert (
+        run("xp", "--mmio", "/5xh", hex(MMIO)).stdout == f"{MMIO:016x}: 0x0001 0x0002 0x0003 0x0004 0x0005\n"
+    )
+    assert attached.options.mmio
+    answer = json.loads(run("xp", "--mmio", "--json", "/2xw", hex(MMIO)).stdout)
+    assert answer == {
+        "address_space": "gpa",
+        "address": hex(MMIO),
+        "size": 8,
+        "bytes": "0600000007000000",
+        "complete": True,
+        "device_reads": 2,
+        "failed_at": None,
+    }
+
+
+def test_what_a_device_told_is_shown_whatever_comes_after_it(attached, run):
+    with_devices(attached, Devices(broken_at=MMIO + 16))
+    result = run("xp", "--mmio", "/6xw", hex(MMIO))
+    assert result.stdout == f"{MMIO:016x}: 0x00000001 0x00000002 0x00000003 0x00000004\n"
+    assert result.exit_code == 1
+    result = run("xp", "--mmio", "--json", "/6xw", hex(MMIO))
+    assert result.exit_code == 1
+    answer = json.loads(result.stdout)
+    assert (answer["bytes"], answer["complete"]) == ("05000000060000000700000008000000", False)
+    assert answer["failed_at"] == hex(MMIO + 16)
 
 
 def test_ciphertext_needs_no_debug_policy(attached, run):

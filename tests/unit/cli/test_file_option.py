@@ -142,7 +142,7 @@ def test_a_raw_file_can_be_told_its_ranges(run, tmp_path):
     assert result.stdout == "0000000040000000: 'b' 'b'\n"
 
 
-@pytest.mark.parametrize("option", ["--pid 1", "--vm-fd 3", "--qmp /run/q", "--libvirt guest"])
+@pytest.mark.parametrize("option", ["--pid 1", "--vm-fd 3", "--qmp /run/q", "--libvirt guest", "--mmio"])
 def test_a_dump_has_no_vmm(run, dump, option):
     result = run("xp", "--file", dump(), *option.split(), "0")
     assert result.exit_code == 2
