@@ -58,7 +58,11 @@ def _serve(prog: drgn.Program, words: str, stack: ExitStack) -> None:
             f"{VARIABLE} is set, and drgn was given another target than a guest",
             help=f"say drgn --qemu SOCKET, or `unset {VARIABLE}`; for a dump there is `sevkvm drgn --file`",
         )
-    session, hold, max_age = _parsed(shlex.split(words))
+    try:
+        options = shlex.split(words)
+    except ValueError as error:
+        raise UsageError(f"{VARIABLE}: {error}") from None
+    session, hold, max_age = _parsed(options)
     guest = stack.enter_context(session.open())
     note = kernel_note(guest)
     memory = program_memory(guest, note, max_age / 1000)
