@@ -39,6 +39,7 @@ COMMANDS = {
     "symbols": Entry("symbols", "the names of its kernel's functions and variables; for gdb", MEMORY),
     "write": Entry("write", "change its memory, and print what was there", MEMORY),
     "gdbserver": Entry("gdbserver", "serve it to gdb: registers, virtual memory, stop and go", MEMORY),
+    "drgn": Entry("drgn", "debug its Linux with drgn: a prompt, or scripts", MEMORY),
     "search": Entry("search", "find strings, bytes or regular expressions in its memory", MEMORY),
     "pages": Entry("pages", "which of its pages are private, shared, never touched", MEMORY),
     "dump": Entry("dump", "write its memory to a file", FILES),

@@ -12,7 +12,7 @@ from sevkvm.host.deputy import Deputy
 from sevkvm.lab.files import mapped
 from sevkvm.lab.sealed import SealedLinux
 from sevkvm.shim.supervisor import SevHost
-from tests.support.killing import dump, dump_argv, kill_dumps, settle, shape
+from tests.support.killing import dump, dump_argv, kill_dumps, marks, settle, shape
 from tests.support.linux import require_sealed_linux
 from tests.support.qemu import QemuVmm, require_kvm_qemu
 from tests.support.qemu_sealed import sealed_qemu
@@ -37,19 +37,6 @@ def vmm(linux: SealedLinux) -> Iterator[QemuVmm]:
 
 def argv_for(vmm: QemuVmm, output: Path) -> list[str]:
     return dump_argv(vmm, START, END, output, "--cbit-pos", "51")
-
-
-def marks(pid: int) -> list[str]:
-    """Areas of ours that are still mapped, by the mark they open with."""
-    found = []
-    with open(f"/proc/{pid}/mem", "rb") as memory:
-        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-            if "rw-s" in line and line.endswith("/dev/zero (deleted)"):
-                start, end = (int(word, 16) for word in line.split()[0].split("-"))
-                memory.seek(start)
-                if memory.read(6) == b"sevkvm":
-                    found.append(f"{end - start:#x}")
-    return found
 
 
 def test_killed_while_decrypting(vmm: QemuVmm, linux: SealedLinux, tmp_path: Path) -> None:

@@ -49,6 +49,27 @@ def settle(pid: int, wanted: Shape) -> Shape:
     return shape(pid)
 
 
+def marks(pid: int) -> list[str]:
+    """Areas of ours that are still mapped, by the mark they open with."""
+    found = []
+    with open(f"/proc/{pid}/mem", "rb") as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            if "rw-s" in line and line.endswith("/dev/zero (deleted)"):
+                start, end = (int(word, 16) for word in line.split()[0].split("-"))
+                memory.seek(start)
+                if memory.read(6) == b"sevkvm":
+                    found.append(f"{end - start:#x}")
+    return found
+
+
+def assert_left(pid: int, before: Shape) -> None:
+    """What we added to the process is gone: threads, descriptors, areas. Its own heap may have changed meanwhile."""
+    deadline = time.monotonic() + 10
+    while (shape(pid)[:2] != before[:2] or marks(pid)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert (*shape(pid)[:2], marks(pid)) == (*before[:2], [])
+
+
 def kill_dumps(
     pid: int,
     argv: list[str],

@@ -66,12 +66,13 @@ def test_the_wheel_has_the_package_and_nothing_else(built: tuple[Path, Path]) ->
     assert ours <= set(names)
 
 
-def test_the_wheel_brings_its_command_and_its_pytest_plugin(built: tuple[Path, Path]) -> None:
+def test_the_wheel_brings_its_command_and_its_plugins(built: tuple[Path, Path]) -> None:
     (name,) = [each for each in zipfile.ZipFile(built[1]).namelist() if each.endswith("/entry_points.txt")]
     told = configparser.ConfigParser()
     told.read_string(zipfile.ZipFile(built[1]).read(name).decode())
     assert dict(told["console_scripts"]) == {"sevkvm": "sevkvm.cli:main"}
     assert dict(told["pytest11"]) == {"sevkvm": "sevkvm.shim.pytest_plugin"}
+    assert dict(told["drgn.plugins"]) == {"sevkvm": "sevkvm.cli.drgn_plugin"}
 
 
 def test_the_sdist_has_what_a_developer_needs(built: tuple[Path, Path]) -> None:
