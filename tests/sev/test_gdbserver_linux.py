@@ -11,14 +11,13 @@ import pytest
 from sevkvm.lab.initrd import KEEPERS
 from sevkvm.lab.keeper import SECRET_GVA
 from sevkvm.lab.sealed import SealedLinux
-from sevkvm.shim.supervisor import SevHost
 from tests.support.gdb import gdb, gdbserver, require_gdb
 from tests.support.killing import settle, shape
 from tests.support.lab import lab_guest
 from tests.support.linux import require_sealed_linux
 from tests.support.qemu import QemuVmm, require_kvm_qemu
 from tests.support.qemu_sealed import sealed_qemu
-from tests.support.sevhost import require_kvm_mode
+from tests.support.sevhost import require_kvm_mode, sev_host
 
 pytestmark = pytest.mark.sev
 
@@ -32,7 +31,7 @@ def linux() -> SealedLinux:
 
 @pytest.fixture(scope="module")
 def vmm(linux: SealedLinux) -> Iterator[QemuVmm]:
-    with SevHost() as host, sealed_qemu(linux, popen=host.popen, sev_policy=0, sandbox=True) as vmm:
+    with sev_host() as host, sealed_qemu(linux, popen=host.popen, sev_policy=0, sandbox=True) as vmm:
         yield vmm
 
 
@@ -90,7 +89,7 @@ def test_each_process_by_its_own_tables(linux: SealedLinux, vmm: QemuVmm, tmp_pa
 def test_registers_of_a_sev_es_guest_are_unavailable_and_memory_is_not(tmp_path: Path) -> None:
     require_kvm_mode("auto")
     require_gdb()
-    with SevHost() as host, lab_guest(policy=4, popen=host.popen) as guest:
+    with sev_host() as host, lab_guest(policy=4, popen=host.popen) as guest:
         secret, gpa = next(
             (int(mark["gva"], 16), int(mark["gpa"], 16))
             for mark in guest.facts["landmarks"]
@@ -112,7 +111,7 @@ def test_registers_of_a_sev_es_guest_are_unavailable_and_memory_is_not(tmp_path:
 def test_both_vcpus_of_an_encrypted_guest_that_runs(tmp_path: Path) -> None:
     require_kvm_mode("auto")
     require_gdb()
-    with SevHost() as host, lab_guest(policy=0, vcpus=2, run=True, popen=host.popen) as guest:
+    with sev_host() as host, lab_guest(policy=0, vcpus=2, run=True, popen=host.popen) as guest:
         before = settle(guest.pid, shape(guest.pid))
         with gdbserver(*guest.facts["arguments"], directory=tmp_path) as server:
             for _ in range(2):
