@@ -17,7 +17,7 @@ _BUILD_SECONDS, _DOWNLOAD_SECONDS = 300, 900
 _SOURCES = ("csrc", "sevkvm", "setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in")
 _TESTS = ("tests", "scripts", "csrc", "docs", "pyproject.toml", "README.md")
 _LITTER = shutil.ignore_patterns(".*", "build", "*.so", "*.o", "*.egg-info", "__pycache__", "native.gen.c")
-_PLATFORMS = ("manylinux2014_x86_64", "manylinux_2_17_x86_64", "manylinux_2_28_x86_64")
+_PLATFORMS = ("linux_x86_64", "manylinux2014_x86_64", "manylinux_2_17_x86_64", "manylinux_2_28_x86_64")
 
 
 class CannotBring(Exception):

@@ -257,7 +257,14 @@ def main() -> None:
     result: dict[str, Any] = {"ended": None, "left_over_processes": 0, "steps": []}
     order = json.loads(read_record(stdin))
     payload = read_record(stdin)
-    work = Path(tempfile.mkdtemp(prefix="sevkvm-hil-", dir=order["far_dir"]))
+    if sys.version_info < (3, 10):  # noqa: UP036  # any Python may be there
+        sys.exit(
+            f"hil: Python {platform.python_version()} there is too old: 3.10 or newer is needed (--python)"
+        )
+    try:
+        work = Path(tempfile.mkdtemp(prefix="sevkvm-hil-", dir=order["far_dir"]))
+    except OSError as error:
+        sys.exit(f"hil: no directory to work in there: {error} (--far-dir)")
     say(f"at work in {work}")
     reports = b""
     try:

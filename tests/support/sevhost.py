@@ -12,7 +12,7 @@ import pytest
 
 from sevkvm.lab.cpuid import host_cbit_position
 from sevkvm.shim import hardware
-from sevkvm.shim.availability import why_unavailable
+from sevkvm.shim.availability import is_supervised, why_unavailable
 from sevkvm.shim.faults import Faults
 from sevkvm.shim.hardware import HardwareHost
 from sevkvm.shim.supervisor import SevHost
@@ -47,6 +47,14 @@ def require_write() -> None:
     """Skip the test on hardware unless a guest may be written to there."""
     if hardware.wanted() and not hardware.may_write():
         pytest.skip(NO_WRITE)
+
+
+def require_moving(host: Host) -> None:
+    """Skip the test, saying why, where encrypted guests do not really run."""
+    if isinstance(host, SevHost):
+        pytest.skip("encrypted guests never run on a pretend host; this one is to move, and does on hardware")
+    if is_supervised():
+        pytest.skip("the hardware of this run is a `sevkvm shim` around it, where encrypted guests never run")
 
 
 def require_notification() -> None:

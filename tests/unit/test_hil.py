@@ -1,4 +1,4 @@
-"""What scripts/hil makes of reports, and what it takes from the far side. Over ssh: tests/sev/test_hil.py."""
+"""What scripts/hil makes of reports, and what it takes from the far side. Over ssh: tests/sev/test_hil_ssh.py."""
 
 from __future__ import annotations
 
