@@ -140,6 +140,10 @@ def _walk(node: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
         yield from _walk(check, f"{name}, ")
 
 
+def _tail(path: Path) -> list[str]:
+    return path.read_text(errors="replace").splitlines()[-_SHOWN:] if path.exists() else []
+
+
 def write_report(out: Path, host: str, shim: bool, write: bool) -> None:
     """report.md, of what else is in ``out``."""
     result = _json(out / "result.json") or {}
@@ -161,7 +165,10 @@ def write_report(out: Path, host: str, shim: bool, write: bool) -> None:
         lines.append(f"| {step['name']} | {step['status']} | {step['seconds']} | {step['ended'] or ''} |")
     lines += [""]
     if facts:
-        lines += _cases("Tests", read_junit(out / "junit.xml"))
+        cases = read_junit(out / "junit.xml")
+        lines += _cases("Tests", cases)
+        if not cases.counts:
+            lines += ["```", *_tail(out / "pytest.log"), "```", ""]
         lines += _cases("ioctl conformance", read_tap(out / "conformance.tap"))
         lines += _bench(_json(out / "bench.json"))
         lines += _doctor(_json(out / "doctor.json"))
