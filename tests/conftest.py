@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections import Counter, defaultdict
 from pathlib import PurePath
@@ -9,12 +10,54 @@ from typing import Any
 
 import pytest
 
+from sevkvm.shim import hardware
+from tests.support.sevhost import NO_WRITE
+
 TIERS = ("unit", "host", "kvm", "sev")
 _OUTCOMES = ("passed", "failed", "error", "skipped", "xfailed", "xpassed")
 
 
-def pytest_configure() -> None:
-    """Signals do what they do in a terminal: a job in the background starts with some ignored, and hands that on."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The two switches of a run on hardware."""
+    group = parser.getgroup("sevkvm")
+    group.addoption(
+        "--hardware",
+        action="store_true",
+        help=f"run the sev tier on this machine's /dev/sev, not on a pretend host (or {hardware.SWITCH}=1)",
+    )
+    group.addoption(
+        "--hardware-write",
+        action="store_true",
+        help=f"and let it write to the guests that it launches there (or {hardware.WRITE_SWITCH}=1)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The switches as subprocesses and fixtures see them; signals as in a terminal."""
+    for option, variable in (("hardware", hardware.SWITCH), ("hardware_write", hardware.WRITE_SWITCH)):
+        if config.getoption(option):
+            os.environ[variable] = "1"
+    _signals_as_in_a_terminal()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On hardware: skip what it cannot do, or may not, with the reason."""
+    if not hardware.wanted():
+        return
+    unavailable = hardware.why_unavailable()
+    for item in items:
+        if item.get_closest_marker("sev") and (reason := unavailable or _why_not_on_hardware(item)):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _why_not_on_hardware(item: pytest.Item) -> str | None:
+    if pretended := item.get_closest_marker("pretended"):
+        return str(pretended.args[0])
+    return NO_WRITE if item.get_closest_marker("sev_write") and not hardware.may_write() else None
+
+
+def _signals_as_in_a_terminal() -> None:
+    """A job in the background starts with some ignored, and hands that on."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGTERM):

@@ -14,11 +14,12 @@ from sevkvm.abi.policybits import POLICY_ES
 from sevkvm.cli.command import command as sevkvm_command
 from sevkvm.cli.run import say
 from sevkvm.cli.values import number, parse_nbytes
-from sevkvm.lab import lifetime
+from sevkvm.lab import lifetime, pulse
 from sevkvm.lab.cpuid import host_cbit_position
 from sevkvm.lab.demo import DemoOptions, demo_image
 from sevkvm.lab.ioctl import START_HELP, open_device
 from sevkvm.lab.ram import Backing
+from sevkvm.lab.vcpu_thread import Rhythm
 from sevkvm.lab.vmm import LaunchOptions, launched
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ def _size(text: str) -> int:
     sevkvm lab --policy 0x1
     # not encrypted; end it after a minute
     sevkvm lab --plain --memory 256M --seconds 60
+    # one that counts, flips a shared word and halts, again and again
+    sevkvm lab --plain --alive
     # a sealed Linux; its first start takes a while
     sevkvm shim -- sevkvm lab --linux
     # look at its secret, with the JSON line's "arguments"
@@ -93,6 +96,18 @@ def _size(text: str) -> int:
     help="Kind of memory that guest RAM is.",
 )
 @click.option("--run", is_flag=True, help="Let the vCPUs run (an idle loop); otherwise they stand still.")
+@click.option(
+    "--alive",
+    is_flag=True,
+    help="Let the vCPUs run a program: each counts in a private page, flips a word of the shared one, halts, and "
+    "does it again 10 ms later. On the pretend host they wait instead, as all encrypted guests do there.",
+)
+@click.option(
+    "--bursts",
+    type=click.IntRange(1, 1 << 31),
+    metavar="N",
+    help=f"With --alive: {pulse.BURST} beats N times, then stay halted.",
+)
 @click.option("--seconds", type=click.FloatRange(0), help="End by itself after so long.")
 @click.option("--digest", is_flag=True, help="Add the SHA-256 of each slot's plaintext to the JSON line.")
 def command(
@@ -102,6 +117,8 @@ def command(
     plain: bool,
     backing: str,
     run: bool,
+    alive: bool,
+    bursts: int | None,
     seconds: float | None,
     digest: bool,
     **guest: Any,
@@ -121,10 +138,13 @@ def command(
         os.close(open_device("/dev/sev", f"{START_HELP}; or a --plain guest"))
     if not plain and guest["cbit_pos"] is None:
         guest["cbit_pos"] = host_cbit_position()
-    if guest["linux"] and run:
+    if guest["linux"] and (run or alive):
         raise errors.UsageError("--linux is a guest to look at: it has no devices to run with")
-    image = _linux(**guest) if guest.pop("linux") else _small_guest(**guest)
-    options = LaunchOptions(None if plain else policy, Backing(backing), run)
+    if (run and alive) or (bursts and not alive):
+        raise errors.UsageError("--run is an idle loop, --alive a program, and --bursts goes with --alive")
+    image = _linux(**guest) if guest.pop("linux") else _small_guest(**guest, alive=alive)
+    rhythm = Rhythm(bursts=bursts) if alive else None
+    options = LaunchOptions(None if plain else policy, Backing(backing), run or alive, rhythm)
     lifetime.allow_tracing()
     with lifetime.ending_signals() as signal_fd, launched(image, options) as vm:
         facts = vm.describe()
@@ -135,12 +155,21 @@ def command(
 
 
 def _small_guest(
-    *, memory: int | None, kernel: Path | None, cbit_pos: int | None, vcpus: int, levels: str, pcid: bool
+    *,
+    memory: int | None,
+    kernel: Path | None,
+    cbit_pos: int | None,
+    vcpus: int,
+    levels: str,
+    pcid: bool,
+    alive: bool,
 ) -> Image:
     if kernel:
         raise errors.UsageError("--kernel goes with --linux")
     nbytes = _SMALL_NBYTES if memory is None else memory
-    return demo_image(DemoOptions(nbytes, cbit_pos=cbit_pos, levels=int(levels), pcid=pcid, vcpus=vcpus))
+    return demo_image(
+        DemoOptions(nbytes, cbit_pos=cbit_pos, levels=int(levels), pcid=pcid, vcpus=vcpus, alive=alive)
+    )
 
 
 def _linux(

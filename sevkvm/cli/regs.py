@@ -46,26 +46,41 @@ _MODE_NAMES = {
     sevkvm regs --pid 4242 --vcpu 1
     # of a dump; what it does not tell is shown as ?
     sevkvm regs --file guest.core
+    # of a SEV-ES guest whose VMRUN failed, with kvm_amd.dump_invalid_vmcb=1
+    dmesg | sevkvm regs --vmsa - --cbit-pos 51
     # where each vCPU executes
     sevkvm regs --pid 4242 --json | jq -r '.[] | "\\(.index) \\(.rip)"'
     """,
 )
+@click.option(
+    "--vmsa",
+    metavar="FILE",
+    type=click.Path(),
+    help="Out of decrypted VMSA pages, or of a kernel log that shows them (dump_invalid_vmcb); - is standard input.",
+)
 @guest_options
 @json_option
-def command(session: GuestSession, as_json: bool) -> None:
+def command(session: GuestSession, vmsa: str | None, as_json: bool) -> None:
     """Show the registers of every vCPU, or of the one that --vcpu names.
 
     The vCPUs are stopped for as long as reading takes, all of them at once. CR3 is printed as the vCPU has it; the
-    line below tells the tables' address without C-bit and PCID. An SEV-ES guest's registers cannot be read.
+    line below tells the tables' address without C-bit and PCID. An SEV-ES guest's registers cannot be read: they
+    are in its VMSAs, which --vmsa reads where somebody has got at them. vCPUs are numbered there as they come.
     """
-    with session.open() as guest:
-        states = guest.registers()
-    info = guest.sev
+    if vmsa is None:
+        with session.open() as guest:
+            states = guest.registers()
+        info, indexes = guest.sev, list(guest.vcpu_indexes)
+    else:
+        from sevkvm.cli.regs_vmsa import registers
+
+        states, info = registers(vmsa, session)
+        indexes = [state.index for state in states]
     wanted = session.arguments["vcpu"]
     if wanted is not None:
         states = [state for state in states if state.index == wanted]
         if not states:
-            known = ", ".join(map(str, guest.vcpu_indexes))
+            known = ", ".join(map(str, indexes))
             raise UsageError(f"no vCPU {wanted}", help=f"this guest's vCPUs: {known}")
     if as_json:
         print_json([_as_json(state, info) for state in states])

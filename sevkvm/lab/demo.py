@@ -5,9 +5,12 @@ Guest-physical layout (the rest is ``image.pattern``, private)::
     0x000001000  GDT                       0x000102000  user code       read-only, executable
     0x000002000  IDT: all zero             0x000103000  user stack      writable, not executable
     0x000010000  page tables               0x000104000  shared page     a message in plain sight
-    0x000100000  the secret                0x000200000  kernel text     2 MiB, read-only
-    0x000101000  random bytes              last 2 MiB of low RAM        shared buffers
-    0x0ffff0000  ROM, 64 KiB               0x100000000  high RAM: a quarter of all
+    0x000100000  the secret                0x000105000  counters        one for each vCPU
+    0x000101000  random bytes              0x000200000  kernel text     2 MiB, read-only
+    0x0ffff0000  ROM, 64 KiB               last 2 MiB of low RAM        shared buffers
+                                           0x100000000  high RAM: a quarter of all
+
+A guest that is alive (pulse.py) counts in the counters and flips words at the end of the shared page.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from typing import Final
 
 from sevkvm import errors
 from sevkvm.abi import x86
+from sevkvm.lab import pulse
 from sevkvm.lab.expected import Miss
 from sevkvm.lab.image import Image, Landmark, Region, Slot, tile
 from sevkvm.lab.tables import TableBuilder
@@ -47,7 +51,10 @@ GDT_GPA, IDT_GPA = 0x1000, 0x2000
 TABLES_GPA, TABLES_END = 0x10000, 0x90000
 SECRET_GPA, RANDOM_GPA = 0x100000, 0x101000
 USER_TEXT_GPA, USER_STACK_GPA, SHARED_GPA = 0x102000, 0x103000, 0x104000
+COUNTERS_GPA = 0x105000
+FLAGS_GPA = SHARED_GPA + x86.PAGE_NBYTES - pulse.VCPUS_MAX * pulse.WORD_NBYTES
 TEXT_GPA = 0x200000
+PULSE_OFFSET = x86.PAGE_NBYTES  # in the text
 ROM_GPA, ROM_NBYTES = 0xFFFF_0000, 64 * KIB
 HIGH_GPA = 4 * GIB
 APIC_GPA = 0xFEE0_0000
@@ -60,13 +67,17 @@ _IDLE_LOOP = bytes.fromhex("fa f4 eb fd")
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """``memory_nbytes``: RAM of both slots, a multiple of 2 MiB. ``cbit_pos`` None: a plain guest."""
+    """``memory_nbytes``: RAM of both slots, a multiple of 2 MiB. ``cbit_pos`` None: a plain guest.
+
+    ``alive``: vCPUs begin in the program of pulse.py, not in the idle loop.
+    """
 
     memory_nbytes: int = 64 * MIB
     cbit_pos: int | None = None
     levels: int = 4
     pcid: bool = False
     vcpus: int = 1
+    alive: bool = False
 
 
 def _page(text: bytes, nbytes: int = x86.PAGE_NBYTES) -> bytes:
@@ -85,6 +96,7 @@ def _slots(memory_nbytes: int) -> tuple[Slot, Slot, Slot]:
 
 def _contents(buffers_gpa: int) -> list[Region]:
     text = (_IDLE_LOOP.ljust(64, b"\x90") + BANNER).ljust(x86.PAGE_NBYTES, b"\xcc")
+    program = pulse.program(DIRECT_GVA + COUNTERS_GPA, DIRECT_GVA + FLAGS_GPA)
     private = [
         (GDT_GPA, GDT.ljust(x86.PAGE_NBYTES, b"\0")),
         (IDT_GPA, bytes(x86.PAGE_NBYTES)),
@@ -92,7 +104,9 @@ def _contents(buffers_gpa: int) -> list[Region]:
         (RANDOM_GPA, random.Random(RANDOM_SEED).randbytes(x86.PAGE_NBYTES)),
         (USER_TEXT_GPA, _page(b"\xeb\xfe user code\n")),
         (USER_STACK_GPA, struct.pack("<512Q", *range(512))),
+        (COUNTERS_GPA, bytes(x86.PAGE_NBYTES)),
         (TEXT_GPA, text),
+        (TEXT_GPA + PULSE_OFFSET, program.ljust(x86.PAGE_NBYTES, b"\xcc")),
     ]
     shared = [
         (SHARED_GPA, _page(SHARED_MESSAGE)),
@@ -144,7 +158,7 @@ def demo_image(options: DemoOptions = DemoOptions()) -> Image:
         long_mode_vcpu(
             number,
             cr3=cr3,
-            rip=TEXT_GVA,
+            rip=TEXT_GVA + (PULSE_OFFSET if options.alive else 0),
             rsp=DIRECT_GVA + USER_STACK_GPA + x86.PAGE_NBYTES,
             gdt_gva=DIRECT_GVA + GDT_GPA,
             idt_gva=DIRECT_GVA + IDT_GPA,
@@ -169,6 +183,8 @@ def demo_image(options: DemoOptions = DemoOptions()) -> Image:
             Landmark("secret", DIRECT_GVA + SECRET_GPA, SECRET_GPA, len(SECRET)),
             Landmark("random", DIRECT_GVA + RANDOM_GPA, RANDOM_GPA, x86.PAGE_NBYTES),
             Landmark("shared", DIRECT_GVA + SHARED_GPA, SHARED_GPA, len(SHARED_MESSAGE)),
+            Landmark("counters", DIRECT_GVA + COUNTERS_GPA, COUNTERS_GPA, options.vcpus * pulse.WORD_NBYTES),
+            Landmark("flags", DIRECT_GVA + FLAGS_GPA, FLAGS_GPA, options.vcpus * pulse.WORD_NBYTES),
             Landmark("text", TEXT_GVA, TEXT_GPA, x86.PAGE_NBYTES),
             Landmark("rom", ROM_GVA, ROM_GPA, ROM_NBYTES),
         ),

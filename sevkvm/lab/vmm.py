@@ -19,7 +19,7 @@ from sevkvm.lab import cpuid
 from sevkvm.lab.ioctl import START_HELP, ioctl, open_device, open_kvm
 from sevkvm.lab.ram import Backing, fill, map_slot
 from sevkvm.lab.sev import SevLaunch
-from sevkvm.lab.vcpu_thread import VcpuThread
+from sevkvm.lab.vcpu_thread import Rhythm, VcpuThread
 
 if TYPE_CHECKING:
     import mmap
@@ -30,11 +30,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LaunchOptions:
-    """``policy`` None: a plain VM. ``run``: a thread for each vCPU enters the guest."""
+    """``policy`` None: a plain VM. ``run``: a thread for each vCPU enters the guest.
+
+    ``rhythm``: what those threads do when the guest halts (an image that is alive does); None: the kernel keeps it.
+    """
 
     policy: int | None = None
     backing: Backing = Backing.ANONYMOUS
     run: bool = False
+    rhythm: Rhythm | None = None
 
 
 @dataclass
@@ -113,10 +117,9 @@ def launched(image: Image, options: LaunchOptions) -> Iterator[LabVm]:
         _add_memory(vm, undo)
         if launch:
             _encrypt(vm, launch)
-        if es or options.run:
-            ioctl(
-                vm.vm_fd, kvm.KVM_CREATE_IRQCHIP
-            )  # SEV-ES demands it; a halted vCPU then sleeps in the kernel
+        # SEV-ES demands an interrupt controller; with one a halted vCPU sleeps in the kernel
+        if es or (options.run and options.rhythm is None):
+            ioctl(vm.vm_fd, kvm.KVM_CREATE_IRQCHIP)
         for number, init in enumerate(image.vcpus):
             fd = ioctl(vm.vm_fd, kvm.KVM_CREATE_VCPU, number)
             vm.vcpu_fds.append(fd)
@@ -132,7 +135,7 @@ def launched(image: Image, options: LaunchOptions) -> Iterator[LabVm]:
         if options.run:
             run_nbytes = ioctl(kvm_fd, kvm.KVM_GET_VCPU_MMAP_SIZE)
             for number, fd in enumerate(vm.vcpu_fds):
-                undo.callback(VcpuThread(fd, number, run_nbytes).stop)
+                undo.callback(VcpuThread(fd, number, run_nbytes, options.rhythm).stop)
         yield vm
 
 

@@ -35,15 +35,15 @@ def why_unavailable(kvm: str = "auto") -> str | None:
         actions = []
     if "user_notif" not in actions:
         return "this kernel has no seccomp user notification"
-    if _is_supervised():
+    if is_supervised():
         return "a seccomp supervisor is installed already, and they do not nest"
     if kvm == "real" and not real_system.usable():
         return f"{real_system.KVM_PATH} cannot be used"
     return None
 
 
-def _is_supervised() -> bool:
-    """Only trying tells: a filter without a listener (a container's) is no obstacle."""
+def is_supervised() -> bool:
+    """Does a supervisor serve this process already? Only trying tells: a filter without one is no obstacle."""
     if _FILTERED not in Path("/proc/self/status").read_text().splitlines():
         return False
     tried = subprocess.run([sys.executable, "-I", "-c", _TRY, _ROOT], check=False, timeout=_TRY_SECONDS)

@@ -8,6 +8,9 @@ The marker takes what ``SevHost`` takes: ``kvm`` ("auto", "real", "standin"), ``
 ``trap_stat``; ``faults`` in the notation of ``sevkvm shim --fault``; ``latency``, seconds for each firmware command. A
 test is skipped, with the reason, where no such host can be had.
 
+With SEVKVM_HARDWARE=1 in the environment the fixture is this machine with its real /dev/sev (hardware.py): the same
+tests then run on hardware, and those that ask for what only a pretend host can do are skipped, with the reason.
+
 It is loaded in every pytest run of whoever has sevkvm installed, so nothing is imported here before it is used.
 """
 
@@ -19,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from sevkvm.shim.hardware import HardwareHost
     from sevkvm.shim.supervisor import SevHost
 
 _MARKER = "sev_host(kvm, generation, cbit_pos, trap_stat, faults, latency): options of the sev_host fixture (sevkvm)"
@@ -30,9 +34,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture
-def sev_host(request: pytest.FixtureRequest) -> Iterator[SevHost]:
-    """A pretend SEV host, ended with all its programs when the test is over."""
+def sev_host(request: pytest.FixtureRequest) -> Iterator[SevHost | HardwareHost]:
+    """A SEV host, pretended unless hardware is asked for; ended with all its programs when the test is over."""
     options = _options(request.node)
+    from sevkvm.shim import hardware
+
+    if hardware.wanted():
+        if reason := hardware.why_unavailable() or hardware.why_not(**options):
+            pytest.skip(f"sev_host: {reason}")
+        with hardware.HardwareHost(pytest.skip) as machine:
+            yield machine
+        return
     try:
         from sevkvm.shim.availability import why_unavailable
         from sevkvm.shim.faults import Faults, parse_fault

@@ -12,28 +12,27 @@ from typing import Any
 
 import pytest
 
-from sevkvm.shim.supervisor import SevHost
 from tests.support.build import ROOT
 from tests.support.lab import LabGuest, lab_guest
-from tests.support.sevhost import require_notification
+from tests.support.sevhost import Host, require_notification, sev_host
 
 pytestmark = pytest.mark.sev
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[SevHost]:
+def host() -> Iterator[Host]:
     require_notification()
-    with SevHost() as host:
+    with sev_host() as host:
         yield host
 
 
 @pytest.fixture(scope="module")
-def guest(host: SevHost) -> Iterator[LabGuest]:
+def guest(host: Host) -> Iterator[LabGuest]:
     with lab_guest(policy=0, popen=host.popen) as guest:
         yield guest
 
 
-def sevkvm(host: SevHost, *words: str) -> tuple[int, str, str]:
+def sevkvm(host: Host, *words: str) -> tuple[int, str, str]:
     process = host.popen(
         [sys.executable, "-m", "sevkvm", *words],
         stdout=subprocess.PIPE,
@@ -48,7 +47,7 @@ def sevkvm(host: SevHost, *words: str) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def audit(host: SevHost, *words: str) -> dict[str, Any]:
+def audit(host: Host, *words: str) -> dict[str, Any]:
     status, out, err = sevkvm(host, "audit", *words, "--json")
     assert status == 0, err
     found = json.loads(out)
@@ -60,7 +59,7 @@ def rules(found: dict[str, Any]) -> set[str]:
     return {finding["rule"] for finding in found["findings"]}
 
 
-def test_an_encrypted_guest(host: SevHost, guest: LabGuest) -> None:
+def test_an_encrypted_guest(host: Host, guest: LabGuest) -> None:
     """The practice guest has no protection in its registers, and shares one buffer."""
     found = audit(host, *guest.facts["arguments"])
     assert (found["sev"], found["complete"]) == ("sev", True)
@@ -71,7 +70,7 @@ def test_an_encrypted_guest(host: SevHost, guest: LabGuest) -> None:
     assert not rules(found) & {f"SEVKVM{number:03}" for number in range(1, 9)}
 
 
-def test_each_table_is_decrypted_once(host: SevHost, guest: LabGuest) -> None:
+def test_each_table_is_decrypted_once(host: Host, guest: LabGuest) -> None:
     counts = host.kernel.firmware.counts
     before = counts["DBG_DECRYPT"]
     audit(host, *guest.facts["arguments"], "--no-symbols")
@@ -79,14 +78,14 @@ def test_each_table_is_decrypted_once(host: SevHost, guest: LabGuest) -> None:
     assert 0 < counts["DBG_DECRYPT"] - before <= tables
 
 
-def test_a_gate(host: SevHost, guest: LabGuest) -> None:
+def test_a_gate(host: Host, guest: LabGuest) -> None:
     arguments = guest.facts["arguments"]
     status, out, _ = sevkvm(host, "audit", *arguments, "--fail-on", "warning", "--rule", "SEVKVM015")
     assert (status, out.splitlines()[0]) == (1, "SEVKVM015 smep-off")
     assert sevkvm(host, "audit", *arguments, "--fail-on", "warning", "--rule", "SEVKVM001")[0] == 0
 
 
-def test_registers_that_are_encrypted(host: SevHost) -> None:
+def test_registers_that_are_encrypted(host: Host) -> None:
     with lab_guest(policy=4, popen=host.popen) as guest:
         named = ("--cr3", "0x10000", "--paging", "4level")
         found = audit(host, *guest.facts["arguments"], *named)
@@ -96,7 +95,7 @@ def test_registers_that_are_encrypted(host: SevHost) -> None:
         assert "SEVKVM011" in rules(found)
 
 
-def test_a_dump_says_what_the_guest_did(host: SevHost, guest: LabGuest, tmp_path: Path) -> None:
+def test_a_dump_says_what_the_guest_did(host: Host, guest: LabGuest, tmp_path: Path) -> None:
     path = tmp_path / "core"
     arguments = guest.facts["arguments"]
     made = sevkvm(host, "dump", *arguments, "--format", "elf", "--cbit", "keep", "-o", str(path))
@@ -106,7 +105,7 @@ def test_a_dump_says_what_the_guest_did(host: SevHost, guest: LabGuest, tmp_path
     assert dumped["findings"] == alive["findings"]
 
 
-def test_a_guest_that_nobody_may_debug(host: SevHost) -> None:
+def test_a_guest_that_nobody_may_debug(host: Host) -> None:
     with lab_guest(policy=1, popen=host.popen) as guest:
         status, out, err = sevkvm(host, "audit", *guest.facts["arguments"], "--sarif", "-")
         assert (status, out) == (5, "")

@@ -12,10 +12,10 @@ import pytest
 
 from sevkvm.lab.files import mapped
 from sevkvm.lab.sealed import SealedLinux
-from sevkvm.shim.supervisor import SevHost
 from tests.support.linux import require_sealed_linux
 from tests.support.qemu import QemuVmm, require_kvm_qemu
 from tests.support.qemu_sealed import sealed_qemu
+from tests.support.sevhost import Host, sev_host
 from tests.support.walker import leaves, table_pages, walk
 
 pytestmark = [pytest.mark.kvm, pytest.mark.sev]
@@ -28,8 +28,8 @@ def linux() -> SealedLinux:
 
 
 @pytest.fixture(scope="module")
-def encrypted(linux: SealedLinux) -> Iterator[tuple[SevHost, QemuVmm]]:
-    with SevHost() as host, sealed_qemu(linux, popen=host.popen, sev_policy=0) as vmm:
+def encrypted(linux: SealedLinux) -> Iterator[tuple[Host, QemuVmm]]:
+    with sev_host() as host, sealed_qemu(linux, popen=host.popen, sev_policy=0) as vmm:
         yield host, vmm
 
 

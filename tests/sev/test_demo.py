@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.sev
+pytestmark = [pytest.mark.sev, pytest.mark.pretended("the demonstration brings its own pretend host")]
 
 
 def tour(directory: Path, sevkvm: str) -> subprocess.CompletedProcess[str]:

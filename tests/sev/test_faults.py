@@ -14,41 +14,43 @@ import pytest
 from elftools.elf.elffile import ELFFile
 
 from sevkvm.shim.faults import Faults, parse_fault
-from sevkvm.shim.supervisor import SevHost
 from tests.support.build import ROOT
 from tests.support.lab import LabGuest, lab_guest
-from tests.support.sevhost import require_notification
+from tests.support.sevhost import Host, heal, require_notification, sev_host
 
-pytestmark = pytest.mark.sev
+pytestmark = [
+    pytest.mark.sev,
+    pytest.mark.pretended("hardware cannot be told to fail, nor to be slow"),
+]
 
 Completed = subprocess.CompletedProcess
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[SevHost]:
+def host() -> Iterator[Host]:
     require_notification()
-    with SevHost() as host:
+    with sev_host() as host:
         yield host
 
 
 @pytest.fixture(scope="module")
-def shared_guest(host: SevHost) -> Iterator[LabGuest]:
+def shared_guest(host: Host) -> Iterator[LabGuest]:
     with lab_guest(policy=0, popen=host.popen) as guest:
         yield guest
 
 
 @pytest.fixture
-def guest(host: SevHost, shared_guest: LabGuest) -> Iterator[LabGuest]:
+def guest(host: Host, shared_guest: LabGuest) -> Iterator[LabGuest]:
     yield shared_guest
-    host.kernel.firmware.faults = Faults()
+    heal(host)
 
 
-def fail(host: SevHost, *texts: str, latency: float = 0.0) -> None:
+def fail(host: Host, *texts: str, latency: float = 0.0) -> None:
     """Let it happen from now on."""
     host.kernel.firmware.faults = Faults([parse_fault(text) for text in texts], latency)
 
 
-def sevkvm(host: SevHost, *arguments: str) -> Completed[str]:
+def sevkvm(host: Host, *arguments: str) -> Completed[str]:
     process = host.popen(
         [sys.executable, "-m", "sevkvm", *arguments],
         stdout=subprocess.PIPE,
@@ -63,7 +65,7 @@ def sevkvm(host: SevHost, *arguments: str) -> Completed[str]:
     return Completed(arguments, process.returncode, out, err)
 
 
-def dump(host: SevHost, guest: LabGuest, out: Path, *more: str) -> Completed[str]:
+def dump(host: Host, guest: LabGuest, out: Path, *more: str) -> Completed[str]:
     done = sevkvm(host, "dump", *guest.facts["arguments"], "-o", str(out), *more)
     if done.returncode:
         assert not out.exists()
@@ -71,13 +73,13 @@ def dump(host: SevHost, guest: LabGuest, out: Path, *more: str) -> Completed[str
     return done
 
 
-def assert_usable(host: SevHost, guest: LabGuest, out: Path) -> None:
+def assert_usable(host: Host, guest: LabGuest, out: Path) -> None:
     """Nothing is left in the VMM that would keep the next one from its work."""
-    host.kernel.firmware.faults = Faults()
+    heal(host)
     assert_dumps(host, guest, out)
 
 
-def assert_dumps(host: SevHost, guest: LabGuest, out: Path) -> None:
+def assert_dumps(host: Host, guest: LabGuest, out: Path) -> None:
     slot = guest.image.slots[0]
     done = dump(host, guest, out, "--gpa", f"{slot.gpa:#x}:+{slot.nbytes:#x}")
     assert done.returncode == 0, done.stderr
@@ -86,7 +88,7 @@ def assert_dumps(host: SevHost, guest: LabGuest, out: Path) -> None:
 
 
 @pytest.mark.parametrize("after", [0, 100])
-def test_a_status_in_the_middle_of_a_dump(host: SevHost, guest: LabGuest, tmp_path: Path, after: int) -> None:
+def test_a_status_in_the_middle_of_a_dump(host: Host, guest: LabGuest, tmp_path: Path, after: int) -> None:
     fail(host, f"dbg_decrypt:after={after}:status=HWSEV_RET_PLATFORM")
     done = dump(host, guest, tmp_path / "core")
     assert done.returncode == 1
@@ -94,7 +96,7 @@ def test_a_status_in_the_middle_of_a_dump(host: SevHost, guest: LabGuest, tmp_pa
     assert_usable(host, guest, tmp_path / "core")
 
 
-def test_a_dead_processor(host: SevHost, guest: LabGuest, tmp_path: Path) -> None:
+def test_a_dead_processor(host: Host, guest: LabGuest, tmp_path: Path) -> None:
     fail(host, "psp-dead:after=50")
     done = dump(host, guest, tmp_path / "core")
     assert done.returncode == 1
@@ -106,7 +108,7 @@ def test_a_dead_processor(host: SevHost, guest: LabGuest, tmp_path: Path) -> Non
     assert_usable(host, guest, tmp_path / "core")
 
 
-def test_a_processor_that_times_out(host: SevHost, guest: LabGuest, tmp_path: Path) -> None:
+def test_a_processor_that_times_out(host: Host, guest: LabGuest, tmp_path: Path) -> None:
     fail(host, "psp-timeout:after=50")
     done = dump(host, guest, tmp_path / "core")
     assert done.returncode == 1
@@ -115,19 +117,19 @@ def test_a_processor_that_times_out(host: SevHost, guest: LabGuest, tmp_path: Pa
     assert_usable(host, guest, tmp_path / "core")
 
 
-def test_a_vm_that_dies(host: SevHost, tmp_path: Path) -> None:
+def test_a_vm_that_dies(host: Host, tmp_path: Path) -> None:
     with lab_guest(policy=0, popen=host.popen) as doomed:
         fail(host, "vm-dead:after=50")
         try:
             done = dump(host, doomed, tmp_path / "core")
         finally:
-            host.kernel.firmware.faults = Faults()
+            heal(host)
     assert done.returncode == 1
     assert "EIO" in done.stderr
     assert "the VM is dead" in done.stderr
 
 
-def test_a_delay_longer_than_the_timeout(host: SevHost, guest: LabGuest, tmp_path: Path) -> None:
+def test_a_delay_longer_than_the_timeout(host: Host, guest: LabGuest, tmp_path: Path) -> None:
     fail(host, "dbg_decrypt:after=20:count=1:delay=3")
     done = dump(host, guest, tmp_path / "core", "--timeout", "0.5")
     assert done.returncode == 1
@@ -135,7 +137,7 @@ def test_a_delay_longer_than_the_timeout(host: SevHost, guest: LabGuest, tmp_pat
     assert_usable(host, guest, tmp_path / "core")
 
 
-def test_slow_hardware_changes_nothing_but_the_time(host: SevHost, guest: LabGuest, tmp_path: Path) -> None:
+def test_slow_hardware_changes_nothing_but_the_time(host: Host, guest: LabGuest, tmp_path: Path) -> None:
     fail(host, latency=100e-6)
     assert_dumps(host, guest, tmp_path / "core")
 
@@ -187,7 +189,7 @@ def test_a_fault_that_makes_no_sense(tmp_path: Path) -> None:
     assert not log.exists()
 
 
-def test_memory_that_cannot_be_pinned_in_the_middle(host: SevHost, tmp_path: Path) -> None:
+def test_memory_that_cannot_be_pinned_in_the_middle(host: Host, tmp_path: Path) -> None:
     """The file behind the first slot ends early: a hole between RAM below and ROM and RAM above, in no segment."""
     with lab_guest(policy=0, popen=host.popen, backing="memfd") as guest:
         low, *others = guest.image.slots

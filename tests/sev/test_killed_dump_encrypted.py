@@ -11,11 +11,11 @@ import pytest
 from sevkvm.host.deputy import Deputy
 from sevkvm.lab.files import mapped
 from sevkvm.lab.sealed import SealedLinux
-from sevkvm.shim.supervisor import SevHost
 from tests.support.killing import dump, dump_argv, kill_dumps, marks, settle, shape
 from tests.support.linux import require_sealed_linux
 from tests.support.qemu import QemuVmm, require_kvm_qemu
 from tests.support.qemu_sealed import sealed_qemu
+from tests.support.sevhost import host_cbit_pos, sev_host
 
 pytestmark = [pytest.mark.kvm, pytest.mark.sev]
 
@@ -31,12 +31,12 @@ def linux() -> SealedLinux:
 
 @pytest.fixture(scope="module")
 def vmm(linux: SealedLinux) -> Iterator[QemuVmm]:
-    with SevHost() as host, sealed_qemu(linux, popen=host.popen, sev_policy=0, sandbox=True) as vmm:
+    with sev_host() as host, sealed_qemu(linux, popen=host.popen, sev_policy=0, sandbox=True) as vmm:
         yield vmm
 
 
 def argv_for(vmm: QemuVmm, output: Path) -> list[str]:
-    return dump_argv(vmm, START, END, output, "--cbit-pos", "51")
+    return dump_argv(vmm, START, END, output, "--cbit-pos", str(host_cbit_pos()))
 
 
 def test_killed_while_decrypting(vmm: QemuVmm, linux: SealedLinux, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from sevkvm.shim.supervisor import KvmMode, SevHost
 from tests.support.lab import SUBPROCESS_ENVIRONMENT, LabGuest, lab_guest
 from tests.support.linux import require_sealed_linux
 from tests.support.qemu import require_kvm
+from tests.support.sevhost import Host, sev_host
 
 pytestmark = pytest.mark.sev
 
@@ -24,15 +25,15 @@ BLOCK = 16
 
 
 @pytest.fixture(params=["real", "standin"])
-def host(request: pytest.FixtureRequest) -> Iterator[SevHost]:
+def host(request: pytest.FixtureRequest) -> Iterator[Host]:
     """A SEV host over the real KVM, and one where /dev/kvm is played as well."""
     if request.param == "real":
         require_kvm()
-    with SevHost(kvm=request.param) as host:
+    with sev_host(kvm=request.param) as host:
         yield host
 
 
-def tool(host: SevHost, guest: LabGuest, command: str, *arguments: str) -> Any:
+def tool(host: Host, guest: LabGuest, command: str, *arguments: str) -> Any:
     """What a command says in JSON of the guest. It runs on the guest's host, whose descriptors it must see."""
     process = host.popen(
         [sys.executable, "-m", "sevkvm", command, "--json", *guest.facts["arguments"], *arguments],
@@ -53,7 +54,7 @@ def equal_blocks(first: bytes, second: bytes) -> int:
 
 
 @pytest.mark.parametrize("backing", ["anonymous", "memfd"])
-def test_private_memory_is_noise_to_the_host_and_shared_memory_is_not(host: SevHost, backing: str) -> None:
+def test_private_memory_is_noise_to_the_host_and_shared_memory_is_not(host: Host, backing: str) -> None:
     with lab_guest(policy=0, backing=backing, popen=host.popen) as guest:
         for region in guest.image.regions:
             seen = guest.host_bytes(region.gpa, region.nbytes)
@@ -66,24 +67,25 @@ def test_private_memory_is_noise_to_the_host_and_shared_memory_is_not(host: SevH
 
 
 @pytest.mark.parametrize("policy", [0, POLICY_NODBG, POLICY_ES, POLICY_ES | POLICY_NODBG])
-def test_the_launch_is_the_documented_one_and_ends_in_running(host: SevHost, policy: int) -> None:
+def test_the_launch_is_the_documented_one_and_ends_in_running(host: Host, policy: int) -> None:
     with lab_guest(policy=policy, vcpus=2, popen=host.popen) as guest:
         es = bool(policy & POLICY_ES)
         private = guest.image.private_ranges()
-        assert host.log.names() == [
-            "ES_INIT" if es else "INIT",
-            "LAUNCH_START",
-            *["REG_REGION"] * len(guest.slots),
-            *["LAUNCH_UPDATE_DATA"] * len(private),
-            *(["LAUNCH_UPDATE_VMSA"] if es else []),
-            "LAUNCH_MEASURE",
-            "LAUNCH_MEASURE",
-            "LAUNCH_FINISH",
-        ]
-        encrypted = [r.args for r in host.log.records if r.command == "LAUNCH_UPDATE_DATA"]
-        assert [(args["hva"], args["nbytes"]) for args in encrypted] == [
-            (guest.hva(gpa), nbytes) for gpa, nbytes in private
-        ]
+        if isinstance(host, SevHost):  # hardware keeps no log, and lets the state tell
+            assert host.log.names() == [
+                "ES_INIT" if es else "INIT",
+                "LAUNCH_START",
+                *["REG_REGION"] * len(guest.slots),
+                *["LAUNCH_UPDATE_DATA"] * len(private),
+                *(["LAUNCH_UPDATE_VMSA"] if es else []),
+                "LAUNCH_MEASURE",
+                "LAUNCH_MEASURE",
+                "LAUNCH_FINISH",
+            ]
+            encrypted = [r.args for r in host.log.records if r.command == "LAUNCH_UPDATE_DATA"]
+            assert [(args["hva"], args["nbytes"]) for args in encrypted] == [
+                (guest.hva(gpa), nbytes) for gpa, nbytes in private
+            ]
         assert len(bytes.fromhex(guest.facts["measurement"])) == 48
         assert guest.facts["policy"] == hex(policy)
         status = tool(host, guest, "status")
@@ -93,7 +95,7 @@ def test_the_launch_is_the_documented_one_and_ends_in_running(host: SevHost, pol
 
 
 @pytest.mark.parametrize(("cbit_pos", "pcid"), [(47, False), (51, True)])
-def test_the_vcpu_has_the_registers_of_the_image(host: SevHost, cbit_pos: int, pcid: bool) -> None:
+def test_the_vcpu_has_the_registers_of_the_image(host: Host, cbit_pos: int, pcid: bool) -> None:
     with lab_guest(policy=0, cbit_pos=cbit_pos, pcid=pcid, popen=host.popen) as guest:
         (vcpu,) = tool(host, guest, "regs")
         assert int(vcpu["cr3"], 16) == 1 << cbit_pos | 0x10000 | (5 if pcid else 0)
@@ -106,7 +108,7 @@ def test_the_vcpu_has_the_registers_of_the_image(host: SevHost, cbit_pos: int, p
 def test_the_encrypted_tables_say_what_the_image_expects(kvm: KvmMode, levels: int) -> None:
     if kvm == "real":
         require_kvm()
-    with SevHost(kvm=kvm) as host, lab_guest(policy=0, levels=levels, popen=host.popen) as guest:
+    with sev_host(kvm=kvm) as host, lab_guest(policy=0, levels=levels, popen=host.popen) as guest:
         mappings = [m for m in guest.image.mappings if m.page_nbytes > 4096 or m.gpa % 0x40000 == 0x4000]
         assert {m.private for m in mappings} == {True, False}
         answers = tool(host, guest, "translate", *(hex(m.gva) for m in mappings))
@@ -117,7 +119,7 @@ def test_the_encrypted_tables_say_what_the_image_expects(kvm: KvmMode, levels: i
                 assert answer[name] == getattr(mapping, name), hex(mapping.gva)
 
 
-def test_running_vcpus_wait_and_leave_when_the_guest_ends(host: SevHost) -> None:
+def test_running_vcpus_wait_and_leave_when_the_guest_ends(host: Host) -> None:
     with lab_guest(policy=0, vcpus=2, run=True, popen=host.popen) as guest:
         assert guest.facts["running"] is True
         assert guest.stop() == 0
@@ -125,7 +127,7 @@ def test_running_vcpus_wait_and_leave_when_the_guest_ends(host: SevHost) -> None
 
 
 def test_the_kernel_tells_the_cbit_where_nobody_else_does() -> None:
-    with SevHost(kvm="standin", cbit_pos=47) as host, lab_guest(policy=0, popen=host.popen) as guest:
+    with sev_host(kvm="standin", cbit_pos=47) as host, lab_guest(policy=0, popen=host.popen) as guest:
         assert guest.facts["cbit_pos"] == 47
 
 
@@ -134,7 +136,7 @@ def test_a_sealed_linux_is_encrypted() -> None:
     image = require_sealed_linux(machine).image
     nbytes = machine.ram_nbytes
     with (
-        SevHost() as host,
+        sev_host() as host,
         lab_guest(policy=0, linux=True, memory_mib=nbytes >> 20, image=image, popen=host.popen) as guest,
     ):
         banner = image.landmark("linux_banner")

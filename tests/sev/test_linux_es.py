@@ -15,10 +15,10 @@ import pytest
 
 from sevkvm.abi.policybits import POLICY_ES
 from sevkvm.lab.sealed import SealedLinux
-from sevkvm.shim.supervisor import SevHost
 from tests.support.linux import require_sealed_linux
 from tests.support.qemu import QemuVmm, require_kvm_qemu
 from tests.support.qemu_sealed import sealed_qemu
+from tests.support.sevhost import sev_host
 
 pytestmark = [pytest.mark.kvm, pytest.mark.sev]
 
@@ -48,7 +48,7 @@ def vmm(
     flash: Path = tmp_path_factory.mktemp("es") / "flash"
     flash.write_bytes(flash_image())
     extra = ["-drive", f"if=pflash,format=raw,readonly=on,file={flash}"]
-    with SevHost() as host, sealed_qemu(linux, popen=host.popen, sev_policy=POLICY_ES, extra=extra) as vmm:
+    with sev_host() as host, sealed_qemu(linux, popen=host.popen, sev_policy=POLICY_ES, extra=extra) as vmm:
         yield vmm
 
 

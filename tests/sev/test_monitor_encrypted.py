@@ -13,11 +13,11 @@ from sevkvm.attach.outside import Outside
 from sevkvm.lab.sealed import SealedLinux
 from sevkvm.monitor.monitor import Monitor
 from sevkvm.monitor.runcontrol import RunControl
-from sevkvm.shim.supervisor import SevHost
 from tests.support.linux import require_sealed_linux
 from tests.support.monitorlines import same
 from tests.support.qemu import QemuVmm, require_kvm_qemu
 from tests.support.qemu_sealed import sealed_qemu
+from tests.support.sevhost import sev_host
 
 pytestmark = [pytest.mark.kvm, pytest.mark.sev]
 
@@ -40,7 +40,7 @@ def plain(linux: SealedLinux) -> Iterator[QemuVmm]:
 
 @pytest.fixture(scope="module")
 def monitor(linux: SealedLinux) -> Iterator[Monitor]:
-    with SevHost() as host, sealed_qemu(linux, popen=host.popen, sev_policy=0) as vmm:
+    with sev_host() as host, sealed_qemu(linux, popen=host.popen, sev_policy=0) as vmm:
         asked = AttachOptions(pid=vmm.pid, vm_fd=vmm.vm_fd, qmp=vmm.qmp_path, cbit_pos=linux.seal.cbit_pos)
         with open_guest(asked) as guest:
             outside = Outside(vmm.pid, asked, pytest.fail)

@@ -14,10 +14,10 @@ from sevkvm.lab.files import mapped
 from sevkvm.lab.initrd import KEEPERS
 from sevkvm.lab.keeper import SECRET_GVA
 from sevkvm.lab.sealed import SealedLinux
-from sevkvm.shim.supervisor import SevHost
 from tests.support.linux import require_sealed_linux
 from tests.support.qemu import QemuVmm, require_kvm_qemu
 from tests.support.qemu_sealed import sealed_qemu
+from tests.support.sevhost import sev_host
 
 pytestmark = [pytest.mark.kvm, pytest.mark.sev]
 
@@ -33,7 +33,7 @@ def linux() -> SealedLinux:
 
 @pytest.fixture(scope="module")
 def vmm(linux: SealedLinux) -> Iterator[QemuVmm]:
-    with SevHost() as host, sealed_qemu(linux, popen=host.popen, sev_policy=0) as vmm:
+    with sev_host() as host, sealed_qemu(linux, popen=host.popen, sev_policy=0) as vmm:
         yield vmm
 
 

@@ -11,28 +11,27 @@ from pathlib import Path
 
 import pytest
 
-from sevkvm.shim.supervisor import SevHost
 from tests.support.build import ROOT
 from tests.support.lab import LabGuest, lab_guest
-from tests.support.sevhost import require_notification
+from tests.support.sevhost import Host, notes, require_notification, strictest_host
 
 pytestmark = pytest.mark.sev
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[SevHost]:
+def host() -> Iterator[Host]:
     require_notification()
-    with SevHost(generation="old") as host:
+    with strictest_host() as host:
         yield host
 
 
 @pytest.fixture(scope="module")
-def guest(host: SevHost) -> Iterator[LabGuest]:
+def guest(host: Host) -> Iterator[LabGuest]:
     with lab_guest(policy=0, popen=host.popen) as guest:
         yield guest
 
 
-def sevkvm(host: SevHost, guest: LabGuest, command: str, *arguments: str) -> str:
+def sevkvm(host: Host, guest: LabGuest, command: str, *arguments: str) -> str:
     process = host.popen(
         [sys.executable, "-m", "sevkvm", command, *guest.facts["arguments"], *arguments],
         stdout=subprocess.PIPE,
@@ -44,18 +43,18 @@ def sevkvm(host: SevHost, guest: LabGuest, command: str, *arguments: str) -> str
     return str(out)
 
 
-def test_a_dump(host: SevHost, guest: LabGuest, tmp_path: Path) -> None:
+def test_a_dump(host: Host, guest: LabGuest, tmp_path: Path) -> None:
     for slot in guest.image.slots:
         out = tmp_path / slot.name
         sevkvm(host, guest, "dump", "-o", str(out), "--gpa", f"{slot.gpa:#x}:+{slot.nbytes:#x}")
         assert hashlib.sha256(out.read_bytes()).hexdigest() == guest.image.sha256(slot)
-    assert not [record for record in host.log.records if record.notes]
+    assert notes(host) == []
 
 
 @pytest.mark.parametrize(("offset", "nbytes"), [(0, 1), (1, 17), (15, 16), (0xFF9, 14), (0xFFF, 2)])
-def test_bytes_at_odd_places(host: SevHost, guest: LabGuest, offset: int, nbytes: int) -> None:
+def test_bytes_at_odd_places(host: Host, guest: LabGuest, offset: int, nbytes: int) -> None:
     gpa = guest.image.landmark("secret").gpa & ~0xFFF | offset
     out = sevkvm(host, guest, "xp", f"/{nbytes}xb", hex(gpa))
     told = bytes(int(word, 16) for line in out.splitlines() for word in line.split(":")[1].split())
     assert told == guest.image.plaintext(gpa, nbytes)
-    assert not [record for record in host.log.records if record.notes]
+    assert notes(host) == []

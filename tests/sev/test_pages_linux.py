@@ -15,10 +15,10 @@ from sevkvm.host.deputy import Deputy
 from sevkvm.lab.emulator import Machine
 from sevkvm.lab.files import mapped
 from sevkvm.lab.sealed import LEGACY_HOLE
-from sevkvm.shim.supervisor import SevHost
 from tests.support.linux import require_sealed_linux
 from tests.support.qemu import QemuVmm, require_kvm_qemu
 from tests.support.qemu_sealed import sealed_qemu
+from tests.support.sevhost import Host, sev_host
 from tests.support.swiotlb import PAGE, Sharing, share
 
 pytestmark = [pytest.mark.kvm, pytest.mark.sev]
@@ -33,9 +33,9 @@ def sharing(tmp_path_factory: pytest.TempPathFactory) -> Sharing:
 
 
 @pytest.fixture(scope="module")
-def vmm(sharing: Sharing) -> Iterator[tuple[SevHost, QemuVmm]]:
+def vmm(sharing: Sharing) -> Iterator[tuple[Host, QemuVmm]]:
     """Its RAM encrypted but for what it shares, and for what it is taken never to have written."""
-    with SevHost() as host, sealed_qemu(sharing.linux, popen=host.popen, sev_policy=0) as vmm:
+    with sev_host() as host, sealed_qemu(sharing.linux, popen=host.popen, sev_policy=0) as vmm:
         fill(vmm, sharing)
         yield host, vmm
 
@@ -95,7 +95,7 @@ def check(answer: Any, sharing: Sharing, *, alive: bool) -> None:
     assert len(answer["direct_maps"]) == 1
 
 
-def test_alive(sharing: Sharing, vmm: tuple[SevHost, QemuVmm]) -> None:
+def test_alive(sharing: Sharing, vmm: tuple[Host, QemuVmm]) -> None:
     host, machine = vmm
     before = host.kernel.firmware.counts["DBG_DECRYPT"]
     answer = pages(*of(machine, sharing))
@@ -106,7 +106,7 @@ def test_alive(sharing: Sharing, vmm: tuple[SevHost, QemuVmm]) -> None:
     assert set(by_page(answer).values()) >= {"untouched", "unmapped", "rom"}
 
 
-def test_a_dump_says_the_same(sharing: Sharing, vmm: tuple[SevHost, QemuVmm], tmp_path: Any) -> None:
+def test_a_dump_says_the_same(sharing: Sharing, vmm: tuple[Host, QemuVmm], tmp_path: Any) -> None:
     _, machine = vmm
     core = tmp_path / "core"
     argv = [*of(machine, sharing), "--format", "elf", "--cbit", "keep", "-o", str(core)]
@@ -124,7 +124,7 @@ def test_a_dump_says_the_same(sharing: Sharing, vmm: tuple[SevHost, QemuVmm], tm
 
 
 def test_diff_finds_what_the_guest_began_to_share(
-    sharing: Sharing, vmm: tuple[SevHost, QemuVmm], tmp_path: Any
+    sharing: Sharing, vmm: tuple[Host, QemuVmm], tmp_path: Any
 ) -> None:
     """The same Linux before it shared anything, and after."""
     _, machine = vmm
@@ -156,7 +156,7 @@ def test_without_registers(sharing: Sharing, tmp_path: Any) -> None:
     flash.write_bytes(flash_image())
     extra = ["-drive", f"if=pflash,format=raw,readonly=on,file={flash}"]
     linux = sharing.linux
-    with SevHost() as host, sealed_qemu(linux, popen=host.popen, sev_policy=POLICY_ES, extra=extra) as vmm:
+    with sev_host() as host, sealed_qemu(linux, popen=host.popen, sev_policy=POLICY_ES, extra=extra) as vmm:
         fill(vmm, sharing)
         answer = pages(*of(vmm, sharing), "--vm-fd", str(vmm.vm_fd))
     found = by_page(answer)

@@ -12,7 +12,6 @@ import pytest
 
 from sevkvm.lab.initrd import KEEPERS
 from sevkvm.lab.sealed import SealedLinux
-from sevkvm.shim.supervisor import SevHost
 from tests.support.linux import require_sealed_linux
 from tests.support.qemu import require_kvm_qemu
 from tests.support.qemu_sealed import sealed_qemu
@@ -25,6 +24,7 @@ from tests.support.readers.programs import (
 )
 from tests.support.readers.symbols import require_vmlinux
 from tests.support.readers.told import Told, told_by
+from tests.support.sevhost import sev_host
 
 pytestmark = [pytest.mark.kvm, pytest.mark.sev]
 
@@ -47,7 +47,7 @@ def dumps(linux: SealedLinux, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """A file of each format, of one guest."""
     directory = tmp_path_factory.mktemp("dumps")
     paths = {name: directory / name for name in FORMATS}
-    with SevHost() as host, sealed_qemu(linux, popen=host.popen, sev_policy=0) as vmm:
+    with sev_host() as host, sealed_qemu(linux, popen=host.popen, sev_policy=0) as vmm:
         for name, path in paths.items():
             argv = [sys.executable, "-m", "sevkvm", "dump", "--pid", str(vmm.pid), "--qmp", vmm.qmp_path]
             # CPUID of this processor cannot tell the C-bit: it has none

@@ -23,6 +23,7 @@ from tests.support.sevhost import require_kvm_mode
 from tests.support.sevprog import start
 
 pytestmark = [pytest.mark.sev, pytest.mark.host, pytest.mark.timeout(240)]
+pytestmark.append(pytest.mark.pretended("it looks into the pretend host, which it is a test of"))
 
 NPROCESSES = 8
 NCOMMANDS = {"real": 40_000, "standin": 60_000}

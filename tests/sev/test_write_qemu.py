@@ -19,16 +19,17 @@ from sevkvm.host.deputy import Deputy
 from sevkvm.host.kvm import VmFd
 from sevkvm.lab.files import mapped
 from sevkvm.lab.sealed import SealedLinux
-from sevkvm.shim.supervisor import SevHost
 from tests.support.build import ROOT
 from tests.support.killing import settle, shape
 from tests.support.linux import require_sealed_linux
 from tests.support.qemu import QemuVmm, require_kvm_qemu
 from tests.support.qemu_sealed import sealed_qemu
+from tests.support.sevhost import Host, host_cbit_pos, notes, strictest_host
 
 pytestmark = [pytest.mark.kvm, pytest.mark.sev, pytest.mark.sev_write]
 
 PAGE, BLOCK = 4096, 16
+CBIT_POS = host_cbit_pos()
 KILLS = 12
 PLAYGROUND, PLAYGROUND_NBYTES = 0x200_0000, 512 * PAGE
 
@@ -40,20 +41,29 @@ def linux() -> SealedLinux:
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[SevHost]:
+def host() -> Iterator[Host]:
     require_kvm_qemu()
-    with SevHost(generation="old") as host:
+    with strictest_host() as host:
         yield host
 
 
 @pytest.fixture(scope="module")
-def vmm(host: SevHost, linux: SealedLinux) -> Iterator[QemuVmm]:
+def vmm(host: Host, linux: SealedLinux) -> Iterator[QemuVmm]:
     with sealed_qemu(linux, popen=host.popen, sev_policy=0, sandbox=True) as vmm:
         yield vmm
 
 
 def argv(vmm: QemuVmm, command: str, *words: str) -> list[str]:
-    guest = ["--pid", str(vmm.pid), "--vm-fd", str(vmm.vm_fd), "--cbit-pos", "51", "--qmp", vmm.qmp_path]
+    guest = [
+        "--pid",
+        str(vmm.pid),
+        "--vm-fd",
+        str(vmm.vm_fd),
+        "--cbit-pos",
+        str(CBIT_POS),
+        "--qmp",
+        vmm.qmp_path,
+    ]
     return [sys.executable, "-m", "sevkvm", command, *guest, *words]
 
 
@@ -79,7 +89,7 @@ def decrypted(vmm: QemuVmm, gpa: int, nbytes: int) -> bytes:
     return found
 
 
-def test_kernel_text_by_its_name_and_nothing_else(host: SevHost, vmm: QemuVmm, linux: SealedLinux) -> None:
+def test_kernel_text_by_its_name_and_nothing_else(host: Host, vmm: QemuVmm, linux: SealedLinux) -> None:
     (banner,) = linux.image.landmarks
     ram = mapped(linux.ram)
     told, said = write(vmm, hex(banner.gva + 6), "--string", "VERSION")
@@ -94,7 +104,7 @@ def test_kernel_text_by_its_name_and_nothing_else(host: SevHost, vmm: QemuVmm, l
         found = decrypted(vmm, first, end - first)
         assert found == bytes(expected) or first_difference(found, expected) is None
     write(vmm, hex(banner.gva + 6), "--string", "version", "--expect", b"VERSION".hex())
-    assert not [record for record in host.log.records if record.notes]
+    assert notes(host) == []
     assert "VM status: paused" in vmm.hmp("info status")
 
 
@@ -112,7 +122,7 @@ def first_difference(found: bytes, expected: bytearray) -> str | None:
 
 
 def test_a_page_table_is_warned_of(vmm: QemuVmm, linux: SealedLinux) -> None:
-    root = linux.vcpus[0].sregs.cr3 & ~(1 << 51) & ~0xFFF
+    root = linux.vcpus[0].sregs.cr3 & ~(1 << CBIT_POS) & ~0xFFF
     told, said = write(vmm, "--gpa", hex(root), "--bytes", "00", "--dry-run")
     assert "holds a page table" in said
     assert told["pieces"][0]["page_table"] is True

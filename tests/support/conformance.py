@@ -55,3 +55,11 @@ def run(program: Path, *arguments: str, popen: Callable[..., Any] = subprocess.P
     assert lines[-1] == f"1..{len(verdicts)}", out
     assert process.returncode == (0 if all(each.ok for each in verdicts.values()) else 1)
     return verdicts
+
+
+def generation(program: Path) -> str:
+    """What the kernel of this host is taken for: "new" or "old"."""
+    done = subprocess.run(
+        [program, "--only", "order.null"], stdout=subprocess.PIPE, text=True, timeout=30, check=True
+    )
+    return done.stdout.splitlines()[0].removeprefix("# generation: ")

@@ -21,9 +21,13 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
+import pytest
+
 import sevkvm
+from sevkvm.abi.policybits import POLICY_ES
 from sevkvm.lab.demo import DemoOptions, demo_image
 from sevkvm.lab.image import Image
+from sevkvm.shim import hardware
 
 PROGRAM = [sys.executable, "-m", "sevkvm", "lab"]
 # The sevkvm that is under test, wherever the subprocess starts.
@@ -120,8 +124,11 @@ def lab_guest(
 ) -> Iterator[LabGuest]:
     """Start it (see :func:`lab_argv`), wait until it stands, end it.
 
-    ``popen``: ``SevHost.popen``, for instance. ``image``: what a ``linux`` guest is launched from.
+    ``popen``: ``SevHost.popen``, for instance. ``image``: what a ``linux`` guest is launched from. On hardware a guest
+    that it cannot launch is a skip.
     """
+    if hardware.wanted() and (reason := _why_not_on_hardware(**options)):
+        pytest.skip(reason)
     with TemporaryFile() as stderr:
         process = popen(
             lab_argv(**options),
@@ -156,6 +163,12 @@ def lab_guest(
                 process.kill()
                 process.wait(10)
                 raise
+
+
+def _why_not_on_hardware(*, policy: int | None = None, cbit_pos: int | None = None, **_: Any) -> str | None:
+    if policy is not None and policy & POLICY_ES and not hardware.has_es():
+        return "kvm_amd launches no SEV-ES guests here (parameter sev_es)"
+    return None if policy is None else hardware.why_not(cbit_pos=cbit_pos)
 
 
 def _facts(process: subprocess.Popen[bytes], stderr: IO[bytes], deadline: float) -> dict[str, Any]:

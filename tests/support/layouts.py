@@ -63,6 +63,56 @@ def _cpuid_entry(field: str) -> bytes:
     return kvm.pack_cpuid2([entry])[8:]
 
 
+# struct sev_es_save_area is the kernel's own: no header of the host has it, and nothing packs it.
+VMSA_NBYTES = 1648
+VMSA_SEGMENTS = {
+    "es": 0x00,
+    "cs": 0x10,
+    "ss": 0x20,
+    "ds": 0x30,
+    "fs": 0x40,
+    "gs": 0x50,
+    "gdtr": 0x60,
+    "ldtr": 0x70,
+    "idtr": 0x80,
+    "tr": 0x90,
+}
+VMSA_FIELDS = {
+    "vmpl": (0xCA, 1),
+    "cpl": (0xCB, 1),
+    "efer": (0xD0, 8),
+    "cr4": (0x148, 8),
+    "cr3": (0x150, 8),
+    "cr0": (0x158, 8),
+    "dr7": (0x160, 8),
+    "dr6": (0x168, 8),
+    "rflags": (0x170, 8),
+    "rip": (0x178, 8),
+    "rsp": (0x1D8, 8),
+    "rax": (0x1F8, 8),
+    "star": (0x200, 8),
+    "lstar": (0x208, 8),
+    "cstar": (0x210, 8),
+    "sfmask": (0x218, 8),
+    "kernel_gs_base": (0x220, 8),
+    "cr2": (0x240, 8),
+    "rcx": (0x308, 8),
+    "rdx": (0x310, 8),
+    "rbx": (0x318, 8),
+    "rbp": (0x328, 8),
+    "rsi": (0x330, 8),
+    "rdi": (0x338, 8),
+    "r8": (0x340, 8),
+    "r9": (0x348, 8),
+    "r10": (0x350, 8),
+    "r11": (0x358, 8),
+    "r12": (0x360, 8),
+    "r13": (0x368, 8),
+    "r14": (0x370, 8),
+    "r15": (0x378, 8),
+    "sev_features": (0x3B0, 8),
+}
+
 _GENERAL = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp")
 _NUMBERED = tuple(f"r{n}" for n in range(8, 16))
 _SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")

@@ -24,6 +24,8 @@ from typing import Any
 
 import pytest
 
+from sevkvm import native
+from sevkvm.abi.sev import CPUID_EBX_CBIT_MASK, CPUID_LEAF
 from tests.support.qmp import QmpClient, QmpError
 
 PROGRAM = "qemu-system-x86_64"
@@ -125,13 +127,15 @@ def qemu_argv(
     cpus: int = 1,
     memfd: bool = False,
     sev_policy: int | None = None,
-    cbitpos: int = 0,
+    cbitpos: int | None = None,
     sev_options: str = "",
     sandbox: bool = False,
     stopped: bool = True,
     extra: Sequence[str] = (),
 ) -> list[str]:
-    """The command line. ``cbitpos`` 0 is what QEMU accepts on a CPU whose leaf 8000_001F is all zero."""
+    """The command line. ``cbitpos``: by default this processor's, which QEMU compares with; 0 where it has none."""
+    if cbitpos is None:
+        cbitpos = native.cpuid(CPUID_LEAF)[1] & CPUID_EBX_CBIT_MASK
     options = [machine]
     argv = [PROGRAM, "-nodefaults", "-no-user-config", "-display", "none", "-accel", accel]
     argv += ["-name", "sevkvm-test,debug-threads=on", "-m", ram, "-smp", str(cpus)]

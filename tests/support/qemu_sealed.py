@@ -20,6 +20,7 @@ from sevkvm.host.port import IoctlPort
 from sevkvm.lab.files import mapped
 from sevkvm.lab.sealed import LEGACY_HOLE, PlainLinux, SealedLinux
 from tests.support.qemu import QemuVmm, qemu
+from tests.support.sevhost import require_write
 
 # KVM takes a CR3 with a high C-bit only from a guest whose CPUID has physical addresses that long.
 CPU = "EPYC,phys-bits=52"
@@ -32,8 +33,11 @@ def sealed_qemu(
     """QEMU of the right size with that Linux in it; see ``qemu_argv`` for the options.
 
     With a policy the RAM is encrypted through KVM_SEV_DBG_ENCRYPT, so the VMM must be on a (pretend) SEV host,
-    and the policy must allow debugging. Five-level guests need a KVM that takes CR4.LA57.
+    and the policy must allow debugging; on hardware it is a skip unless guests may be written to. Five-level guests
+    need a KVM that takes CR4.LA57.
     """
+    if sev_policy is not None:
+        require_write()
     machine = _plain(linux).machine
     extra = ["-cpu", CPU, *options.pop("extra", ())]
     options |= {"ram": f"{machine.ram_nbytes >> 20}M", "cpus": machine.cpus, "extra": extra}

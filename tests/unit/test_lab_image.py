@@ -212,3 +212,35 @@ def test_tiling_keeps_the_placed_regions() -> None:
 def test_impossible_guests_are_usage_errors(nbytes: int, cbit_pos: int | None) -> None:
     with pytest.raises(UsageError):
         demo_image(DemoOptions(nbytes, cbit_pos=cbit_pos))
+
+
+def test_the_program_of_a_guest_that_is_alive_is_what_it_says() -> None:
+    capstone = pytest.importorskip("capstone")
+    image = demo_image(DemoOptions(SMALL, alive=True, vcpus=2))
+    still = demo_image(DemoOptions(SMALL, vcpus=2))
+    entry = image.vcpus[1].regs.rip
+    assert (entry, still.vcpus[1].regs.rip) == (0xFFFFFFFF81001000, 0xFFFFFFFF81000000)
+    assert image.regions == still.regions  # nothing but where they begin
+    code = image.plaintext(0x201000, 0x3B)
+    told = [
+        f"{each.mnemonic} {each.op_str}".strip()
+        for each in capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64).disasm(code, entry)
+    ]
+    assert told == [
+        "cli",
+        "mov rbx, rcx",
+        "shr rbx, 0x20",
+        "movzx ebx, bl",
+        "movabs rdi, 0xffff888000105000",
+        "lea rdi, [rdi + rbx*8]",
+        "movabs rsi, 0xffff888000104e00",
+        "lea rsi, [rsi + rbx*8]",
+        "mov ecx, 0x3e9",
+        "lock inc qword ptr [rdi]",
+        "lock not qword ptr [rsi]",
+        "dec ecx",
+        "jne 0xffffffff8100102c",
+        "hlt",
+        "jmp 0xffffffff81001027",
+    ]
+    assert [init.regs.rcx >> 32 & 0xFF for init in image.vcpus] == [0, 1]
