@@ -49,6 +49,10 @@ class AttachError(SevKvmError, PermissionError):
         self.pid = pid
 
 
+class MirrorUnavailable(AttachError):
+    """No VM of our own can stand in for this one; another way in may be open."""
+
+
 class VmNotFound(SevKvmError, LookupError):
     """No such process, or it has no such VM."""
 

@@ -27,9 +27,17 @@ def identity(tid: int, fd: int) -> Identity | None:
     return stat.st_dev, stat.st_ino
 
 
-def numbers(pid: int) -> list[int]:
+def numbers(tid: int) -> list[int]:
     """The descriptors in use, ascending; empty if the table cannot be read."""
     try:
-        return sorted(int(name) for name in os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208  see above
+        return sorted(int(name) for name in os.listdir(f"/proc/{tid}/fd"))  # noqa: PTH208  see above
+    except OSError:
+        return []
+
+
+def threads(pid: int) -> list[int]:
+    """The threads of a process; empty if it is gone."""
+    try:
+        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]  # noqa: PTH208  see above
     except OSError:
         return []
