@@ -50,7 +50,21 @@ class AttachError(SevKvmError, PermissionError):
 
 
 class MirrorUnavailable(AttachError):
-    """No VM of our own can stand in for this one; another way in may be open."""
+    """No VM of our own can stand in for this one; another way in may be open.
+
+    ``copy_refused``: the kernel can copy encryption contexts, and found none in this VM that it could.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        pid: int | None = None,
+        help: str | None = "--via deputy adds a thread to the VMM instead, which needs ptrace",
+        copy_refused: bool = False,
+    ) -> None:
+        super().__init__(message, pid=pid, help=help)
+        self.copy_refused = copy_refused
 
 
 class VmNotFound(SevKvmError, LookupError):

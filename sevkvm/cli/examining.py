@@ -15,6 +15,7 @@ from sevkvm.errors import EXIT_HOLES, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from sevkvm.attach import Needs
     from sevkvm.cli.options import GuestSession
     from sevkvm.guest import Guest
     from sevkvm.monitor.examine import ExamineFormat, Reader
@@ -57,8 +58,8 @@ def answer(
     """Read and print; exit with 6 when the answer ends early.
 
     ``reading`` picks how the guest is read: a function of (address, nbytes) that gives all of it or raises
-    MemoryFault. Up to 1 MiB is read in one go while the guest stands still, and printed when it runs again; more is
-    printed as it is read, from a guest that runs on.
+    MemoryFault. Up to 1 MiB is read in one go while the guest stands still, if it can be held gently, and printed when
+    it runs again; more is printed as it is read, from a guest that runs on.
     """
     from sevkvm.monitor.examine import examine, short_reads
 
@@ -68,7 +69,10 @@ def answer(
             f"{size(nbytes)} are too much for JSON", help="`sevkvm dump` writes memory to a file"
         )
     at_once = nbytes <= _HELD_NBYTES
-    with session.open(need_debug=need_debug) as guest, guest.held() if at_once else nullcontext():
+    with (
+        session.open(need_debug=need_debug, needs=_needs(question), reach=_reach(question)) as guest,
+        guest.held(needed=False) if at_once else nullcontext(),
+    ):
         reader = short_reads(reading(guest))
         if as_json:
             data = b"".join(_pieces(reader, question.address, nbytes))
@@ -88,6 +92,19 @@ def answer(
             click.echo("".join(line + "\n" for line in lines), nl=False)
     if not complete:
         click.get_current_context().exit(EXIT_HOLES)
+
+
+def _needs(question: Question) -> Needs:
+    """What lies in one page is read at one moment anyway, and much is read from a guest that runs."""
+    from sevkvm.attach import Needs
+
+    nbytes = question.format.nbytes
+    moment = question.address % _PAGE + nbytes <= _PAGE or nbytes > _HELD_NBYTES
+    return Needs.MEMORY if question.space == "gpa" and moment else Needs.ALL
+
+
+def _reach(question: Question) -> tuple[int, int] | None:
+    return None if question.space == "gva" else (question.address, question.address + question.format.nbytes)
 
 
 def _pieces(reader: Reader, address: int, nbytes: int) -> Iterator[bytes]:

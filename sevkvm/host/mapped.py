@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 
 from sevkvm import errors, native
@@ -18,12 +18,16 @@ from sevkvm.host.ramview import RamView
 
 
 class MappedVmm:
-    """The half of an IoctlPort that is memory: the VMM's, and an area of our own for structs and data."""
+    """The half of an IoctlPort that is memory: the VMM's, and an area of our own for structs and data.
+
+    ``on_hidden`` is called once, when an ioctl is to work on memory that is not mapped here.
+    """
 
     def __init__(self, pid: int, *, scratch_nbytes: int = SCRATCH_NBYTES) -> None:
         self.pid = pid
         self._own_pid = os.getpid()
         self.ram = RamView(pid)
+        self.on_hidden: Callable[[], None] | None = None
         self._areas = [LocalPort(scratch_nbytes)]
 
     @property
@@ -58,7 +62,11 @@ class MappedVmm:
 
     def operand(self, hva: int, *, write: bool = False) -> int | None:
         """Where guest memory is mapped here."""
-        return self.ram.at(hva, write=write)
+        found = self.ram.at(hva, write=write)
+        if found is None and self.on_hidden is not None:
+            tell, self.on_hidden = self.on_hidden, None
+            tell()
+        return found
 
     def readinto(self, hva: int, buffer: memoryview) -> int:
         """The short-read rule of ``memory.source``; a page that a file lost is a short read, not a SIGBUS."""

@@ -64,14 +64,13 @@ class Mirror(MappedVmm):
 
     def _begin(self, stack: ExitStack, source_fd: int) -> None:
         """Descriptors of ours are closed by ``stack``: the worker has its own."""
-        numbers = _sev_numbers(self.pid)
         kvm = self._opened(stack)
         if native.ioctl(kvm, abi.KVM_CHECK_EXTENSION, abi.KVM_CAP_VM_COPY_ENC_CONTEXT_FROM) <= 0:
             raise errors.MirrorUnavailable(
                 "this kernel cannot copy an encryption context (Linux 5.15 can, on a processor with SEV)",
                 pid=self.pid,
             )
-        source, sev = (self._copied(stack, fd) for fd in (source_fd, numbers[0]))
+        source = self._copied(stack, source_fd)
         vm = native.ioctl(kvm, abi.KVM_CREATE_VM, abi.KVM_X86_DEFAULT_VM)
         if vm < 0:
             raise errors.MirrorUnavailable(
@@ -83,8 +82,12 @@ class Mirror(MappedVmm):
         if refusal < 0:
             why = _COPY_REFUSALS.get(-refusal, os.strerror(-refusal))
             raise errors.MirrorUnavailable(
-                f"the kernel does not copy the VM's encryption context: {why}", pid=self.pid
+                f"the kernel does not copy the VM's encryption context: {why}",
+                pid=self.pid,
+                copy_refused=refusal == -errno.EINVAL,
             )
+        numbers = _sev_numbers(self.pid)
+        sev = self._copied(stack, numbers[0])
         self._worker = Worker([vm, sev], self._timeout)
         self._settle_in(self._worker, vm, sev, numbers)
 
@@ -134,7 +137,7 @@ class Mirror(MappedVmm):
             why = {
                 errno.EINVAL: "this kernel refuses debug commands on mirrors (they came with Linux 5.15)",
                 errno.EPERM: "SEV-SNP guests cannot be mirrored",
-                errno.EBADF: "the VMM closed the /dev/sev descriptor that it launched the guest with",
+                errno.EBADF: "the VMM has closed the /dev/sev that it launched the guest with",
             }.get(error.errno, f"the mirror does not work: {error}")
             raise errors.MirrorUnavailable(why, pid=self.pid) from error
         if status.state == _GUEST_STATE_INVALID:
@@ -205,5 +208,7 @@ _abandoned: list[Mirror] = []
 def _sev_numbers(pid: int) -> list[int]:
     numbers = [fd for fd, link in procfs.fd_links(pid).items() if procfs.is_sev_device(link)]
     if not numbers:
-        raise errors.MirrorUnavailable("the VMM has no /dev/sev open", pid=pid)
+        raise errors.MirrorUnavailable(
+            "the VMM has closed the /dev/sev that it launched the guest with", pid=pid
+        )
     return numbers[:_MOST_SEV_FDS]

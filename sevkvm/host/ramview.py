@@ -62,6 +62,11 @@ class RamView:
             return "its file is shorter than the mapping"
         return None
 
+    def why_not(self, hva: int, nbytes: int) -> str | None:
+        """Why that cannot be mapped, as far as it shows without opening anything; else None."""
+        run = self._run(hva, nbytes)
+        return run if isinstance(run, str) else None
+
     def at(self, hva: int, *, write: bool = False) -> int | None:
         """Where that byte is in our process, or None. To write it, its file is mapped a second time, if it can be."""
         piece = self._find(self._pieces, hva, 1)

@@ -93,7 +93,7 @@ class Monitor:
         if found.command is None:
             raise CommandProblem(f"unknown command: '{line[: found.end]}'")
         try:
-            with self.guest.held() if found.command.still else nullcontext():
+            with self.guest.held(needed=False) if found.command.still else nullcontext():
                 return self._run(found.command, line[found.end :])
         except BadArgument as problem:
             told = line[: found.end].rstrip(SPACES)
