@@ -6,6 +6,7 @@ Plain os calls on strings: this stands in the way of every KVM_RUN, and path obj
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 Identity = tuple[int, int]  # (device, inode): tells memfds apart, which have an inode each
 
@@ -35,9 +36,10 @@ def numbers(tid: int) -> list[int]:
         return []
 
 
-def threads(pid: int) -> list[int]:
-    """The threads of a process; empty if it is gone."""
+def tables(pid: int) -> Iterator[int]:
+    """Whose descriptor tables to look at for a process's: its own, then its threads', which may have others."""
+    yield pid
     try:
-        return [int(name) for name in os.listdir(f"/proc/{pid}/task")]  # noqa: PTH208  see above
+        yield from (int(name) for name in os.listdir(f"/proc/{pid}/task") if name != str(pid))  # noqa: PTH208
     except OSError:
-        return []
+        return

@@ -136,11 +136,8 @@ class RealVms:
         return next((vcpu for vcpu in vcpus if vcpu.file.is_at(tid, fd)), None)
 
     def _is_open(self, vm: RealVm) -> bool:
-        """Does its creator still hold the VM, or a vCPU of it? A thread may have a descriptor table of its own."""
-        pid = vm.space.pid
-        return self._is_open_in(vm, pid) or any(
-            self._is_open_in(vm, tid) for tid in proc_fds.threads(pid) if tid != pid
-        )
+        """Does its creator still hold the VM, or a vCPU of it?"""
+        return any(self._is_open_in(vm, tid) for tid in proc_fds.tables(vm.space.pid))
 
     def _is_open_in(self, vm: RealVm, tid: int) -> bool:
         for fd, link in _links(tid):
