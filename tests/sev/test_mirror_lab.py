@@ -170,9 +170,52 @@ def host() -> Iterator[SevHost]:
         yield host
 
 
-@pytest.mark.parametrize("policy", [0, 4])
-def test_anonymous_memory(host: SevHost, policy: int) -> None:
-    with lab_guest(policy=policy, popen=host.popen) as guest:
+def test_a_sev_es_guest(host: SevHost) -> None:
+    with lab_guest(policy=4, backing="memfd", popen=host.popen) as guest:
+        words = [*guest.facts["arguments"], *CBIT, "--via", "mirror"]
+        mark = guest.image.landmarks[0]
+        told = sevkvm(host, "xp", *words, "--json", "/8xb", hex(mark.gpa)).json
+        assert bytes.fromhex(told["bytes"]) == b"".join(guest.image.iter_plaintext(mark.gpa, 8))
+        said = sevkvm(host, "regs", *words)
+        assert said.status == 1
+        assert "SEV-ES guest: its registers are encrypted" in said.stderr
+
+
+def test_a_vmm_that_ends_meanwhile(host: SevHost) -> None:
+    """Its guest must not be kept alive by whoever looks at it."""
+    with lab_guest(policy=0, backing="memfd", popen=host.popen) as guest:
+        before = host.log.names().count("DBG_DECRYPT")
+        dump = host.popen(
+            [
+                *(
+                    sys.executable,
+                    "-m",
+                    "sevkvm",
+                    "dump",
+                    *guest.facts["arguments"],
+                    *CBIT,
+                    "--via",
+                    "mirror",
+                ),
+                *("--live", "--no-scan", "--gpa", "0:6M", "-o", "-"),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=SUBPROCESS_ENVIRONMENT,
+        )
+        # it has begun, and cannot go on: nobody takes what it writes
+        while host.log.names().count("DBG_DECRYPT") == before and dump.poll() is None:
+            time.sleep(0.001)
+        guest.process.kill()
+        guest.process.wait(10)
+        out, err = dump.communicate(timeout=60)
+        assert dump.returncode == 1, err
+        assert f"process {guest.pid} has ended" in err.decode()
+        assert len(out) < 6 << 20
+
+
+def test_anonymous_memory(host: SevHost) -> None:
+    with lab_guest(policy=0, popen=host.popen) as guest:
         words = [*guest.facts["arguments"], *CBIT]
         # what protects it can be told all the same
         assert sevkvm(host, "status", *words, "--via", "mirror", "--json").json["via"] == "mirror"

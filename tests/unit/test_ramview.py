@@ -96,6 +96,22 @@ def test_what_cannot_be_mapped_says_why(memfd: int, view: RamView, kind: str, wh
     del held
 
 
+def test_huge_pages(view: RamView) -> None:
+    size = 2 << 20
+    try:
+        fd = os.memfd_create("huge", os.MFD_CLOEXEC | os.MFD_HUGETLB)
+        os.ftruncate(fd, 2 * size)
+        ram, hva = shared(fd, 2 * size)
+        ram[size : size + 4] = b"huge"
+    except OSError as error:
+        pytest.skip(f"no huge pages are reserved on this host ({error.strerror})")
+    assert view.add(hva + size + PAGE, PAGE) is None  # a part of a page
+    ours = view.at(hva + size)
+    assert ours is not None
+    assert native.read(os.getpid(), ours, 4) == b"huge"
+    os.close(fd)
+
+
 def test_a_file_that_nobody_has_open_any_more(tmp_path: Path, view: RamView) -> None:
     path = tmp_path / "ram"
     path.write_bytes(b"file" * (PAGE // 4))
