@@ -141,3 +141,11 @@ struct sk_page_layout {
 struct sk_page_block { uint64_t until_pfn; uint8_t type; };
 void sk_page_types(const struct sk_page_layout *layout, uint32_t level, uint64_t pfn, const void *structs,
                    size_t npages, struct sk_page_block *block, uint8_t *types);
+
+/* sk_worker.h */
+struct sk_worker;
+int sk_worker_open(const int32_t *keep, size_t nkeep, struct sk_worker **out, struct sk_error *err);
+int sk_worker_start(struct sk_worker *worker, int64_t number, uint64_t arg0, uint64_t arg1, uint64_t arg2,
+                    struct sk_error *err);
+int sk_worker_wait(struct sk_worker *worker, uint32_t timeout_ms, int64_t *result, struct sk_error *err);
+int sk_worker_close(struct sk_worker *worker, uint32_t timeout_ms, struct sk_error *err);

@@ -49,6 +49,24 @@ class AttachError(SevKvmError, PermissionError):
         self.pid = pid
 
 
+class MirrorUnavailable(AttachError):
+    """No VM of our own can stand in for this one; another way in may be open.
+
+    ``copy_refused``: the kernel can copy encryption contexts, and found none in this VM that it could.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        pid: int | None = None,
+        help: str | None = "--via deputy adds a thread to the VMM instead, which needs ptrace",
+        copy_refused: bool = False,
+    ) -> None:
+        super().__init__(message, pid=pid, help=help)
+        self.copy_refused = copy_refused
+
+
 class VmNotFound(SevKvmError, LookupError):
     """No such process, or it has no such VM."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
@@ -106,6 +106,9 @@ class GuestParts(NamedTuple):
     choices. ``search_pages`` and ``searching``: how much may be read in search of the kernel, and who is told of it.
     ``late_sev``: what is learned of the C-bit at the price of a search, asked when page tables are to be read.
     ``backing`` is None for a dump. ``devices`` is None unless the user asked for reading them.
+    ``backing`` is None for a dump. ``aloof``: to hold the guest is more than a pause for it, and registers are told of
+    one that runs.
+    ``way`` names the way in, ``way_remark`` why it is not another; None for a dump.
     """
 
     pid: int | None
@@ -128,6 +131,9 @@ class GuestParts(NamedTuple):
     late_sev: Callable[[], SevInfo] | None = None
     backing: Backing | None = None
     devices: Devices | None = None
+    aloof: bool = False
+    way: str | None = None
+    way_remark: str | None = None
 
 
 class Guest:
@@ -149,6 +155,8 @@ class Guest:
         self.memory = parts.memory
         self.contents = parts.contents
         self.backing = parts.backing
+        self.way = parts.way
+        self.way_remark = parts.way_remark
         self.vcpu_indexes: Sequence[int] = tuple(vcpu.index for vcpu in parts.vcpus)
         self._depth = 0
         self._held_ns = 0
@@ -167,8 +175,14 @@ class Guest:
     # ---- standing still
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep the vCPUs from running; nests. Device models of the VMM may still write guest memory."""
+    def held(self, *, needed: bool = True) -> Iterator[None]:
+        """Keep the vCPUs from running; nests. Device models of the VMM may still write guest memory.
+
+        Where it is not ``needed``, but only makes an answer one of a single moment, a guest that is left alone runs on.
+        """
+        if self._parts.aloof and not (needed or self._depth):
+            yield
+            return
         if self._depth == 0:
             self._parts.holder.hold()
             self.memory.invalidate()
@@ -197,12 +211,15 @@ class Guest:
         if self._depth and self._states is not None:
             return self._states
         self.memory.settle()
-        with self.held():
+        with self._looked_at():
             self._states = [
                 VcpuState(vcpu.index, vcpu.get_regs(), vcpu.get_sregs(), _kernel_gs_base(vcpu), vcpu.unknown)
                 for vcpu in self._parts.vcpus
             ]
         return self._states
+
+    def _looked_at(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._parts.aloof else self.held()
 
     @property
     def default_vcpu(self) -> int | None:
@@ -215,7 +232,7 @@ class Guest:
         Ask ``registers()`` first: it raises where none of this can be known.
         """
         self.memory.settle()
-        with self.held():
+        with self._looked_at():
             return next((each.get_more() for each in self._parts.vcpus if each.index == vcpu), None)
 
     # ---- virtual addresses

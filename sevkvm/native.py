@@ -287,6 +287,58 @@ def deputy_close(handle: DeputyHandle, timeout_ms: int) -> None:
     handle.pointer = ffi.NULL
 
 
+def copy_fd(pid: int, fd: int) -> int:
+    """A copy of another process's descriptor (pidfd_getfd(2)), close-on-exec; AttachError without ptrace rights."""
+    call = Call(pid)
+    copy = ffi.new("int *")
+    call.check(lib.sk_notify_copy_fd(pid, fd, copy, call.err))
+    return int(copy[0])
+
+
+class WorkerHandle:
+    """Owns a ``struct sk_worker *``."""
+
+    __slots__ = ("pointer",)
+
+    def __init__(self, pointer: object) -> None:
+        self.pointer = pointer
+
+
+def worker_open(keep: Sequence[int]) -> WorkerHandle:
+    """Start a thread of ours with a descriptor table of its own that has ``keep`` and nothing else."""
+    call = Call()
+    out = ffi.new("struct sk_worker **")
+    call.check(lib.sk_worker_open(ffi.new("int32_t[]", list(keep)), len(keep), out, call.err))
+    return WorkerHandle(out[0])
+
+
+def worker_start(handle: WorkerHandle, number: int, *args: int) -> None:
+    """Begin a system call, by its number, with up to three arguments."""
+    call = Call()
+    args += (0,) * (3 - len(args))
+    call.check(lib.sk_worker_start(handle.pointer, number, *args, call.err))
+
+
+def worker_wait(handle: WorkerHandle, timeout_ms: int) -> int | None:
+    """The call's raw result (>= 0 or -errno), or None while it is in flight."""
+    call = Call()
+    result = ffi.new("int64_t *")
+    status = lib.sk_worker_wait(handle.pointer, timeout_ms, result, call.err)
+    if status == Status.TIMEOUT:
+        return None
+    call.check(status)
+    return int(result[0])
+
+
+def worker_close(handle: WorkerHandle, timeout_ms: int) -> bool:
+    """End the thread; False if it goes by itself later, because a call does not come back.
+
+    The handle must not be used again; what a call in flight works on must stay mapped.
+    """
+    pointer, handle.pointer = handle.pointer, ffi.NULL
+    return bool(lib.sk_worker_close(pointer, timeout_ms, ffi.NULL) == Status.OK)
+
+
 class EntryFlag(IntFlag):
     """``SK_PRESENT ...`` of csrc/sk_walk.h: flags of a page-table entry, nothing inherited.
 

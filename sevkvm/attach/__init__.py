@@ -13,15 +13,25 @@ if TYPE_CHECKING:
     from sevkvm.attach.listing import GuestSummary, list_guests
     from sevkvm.attach.offline import DumpOptions, open_dump
     from sevkvm.attach.opening import open_guest
-    from sevkvm.attach.options import AttachOptions, Warn
+    from sevkvm.attach.options import AttachOptions, Needs, Warn
 
-__all__ = ["AttachOptions", "DumpOptions", "GuestSummary", "Warn", "list_guests", "open_dump", "open_guest"]
+__all__ = [
+    "AttachOptions",
+    "DumpOptions",
+    "GuestSummary",
+    "Needs",
+    "Warn",
+    "list_guests",
+    "open_dump",
+    "open_guest",
+]
 
 # A command uses one of the three ways in; importing them all takes longer than reading a page.
 _HOMES = {
     "AttachOptions": "options",
     "DumpOptions": "offline",
     "GuestSummary": "listing",
+    "Needs": "options",
     "Warn": "options",
     "list_guests": "listing",
     "open_dump": "offline",

@@ -1,57 +1,88 @@
-"""The way in: a port into the VMM, and who keeps its vCPUs from running."""
+"""The way in: a port to the VMM, what it says of the guest, and who keeps the vCPUs from running."""
 
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sevkvm.errors import SevKvmError
+from sevkvm import errors
+from sevkvm.attach.holding import DeputyHold, NoHold
+from sevkvm.attach.options import Needs
 from sevkvm.host import procfs, qemuargs
 from sevkvm.host.deputy import Deputy
+from sevkvm.host.kvm import VcpuFd, VmFd
 from sevkvm.host.port import LocalPort
+from sevkvm.memory.policy import SevInfo, ask_kernel
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from contextlib import ExitStack
-
-    from sevkvm.guest import Holder
+    from sevkvm.attach.options import AttachOptions, Warn
+    from sevkvm.attach.told import MonitorFacts
+    from sevkvm.guest import Holder, Vcpu
+    from sevkvm.host.discovery import VmInfo
     from sevkvm.host.port import IoctlPort
+    from sevkvm.memory.source import SlotMap
 
 
-class DeputyHold:
-    """Holds the vCPU threads through the deputy: those the monitor named, or every thread of the VMM."""
+@dataclass
+class Way:
+    """``vcpu_fds`` can be asked by ioctl, ``vcpus`` tell registers; ``vm`` is None where there is nothing to decrypt.
 
-    def __init__(self, deputy: Deputy, tids: Sequence[int]) -> None:
-        self._deputy = deputy
-        self._tids = tids
+    ``costs``: what it has cost so far, by name. ``show`` makes guest memory reachable, or raises MirrorUnavailable.
+    ``remark``: why it is not another way. ``no_registers``: why this way leads to none, if it does not. ``aloof``
+    as in GuestParts. ``close`` leaves it.
+    """
 
-    def hold(self) -> int:
-        """Stop them; how many are held.
-
-        Thread ids from another pid namespace name nobody here: then every thread is held.
-        """
-        if self._tids:
-            held = self._deputy.hold(self._tids)
-            if held == len(self._tids):
-                return held
-            self._deputy.release()
-        return self._deputy.hold()
-
-    def release(self) -> None:
-        """Let them run."""
-        self._deputy.release()
+    name: str
+    port: IoctlPort
+    vm: VmFd | None
+    info: SevInfo
+    holder: Holder
+    close: Callable[[], None]
+    costs: Callable[[], dict[str, int]] = dict
+    show: Callable[[SlotMap, Warn], None] = lambda slots, warn: None
+    vcpu_fds: Sequence[VcpuFd] = ()
+    vcpus: Sequence[Vcpu] = ()
+    aloof: bool = False
+    no_registers: str | None = None
+    remark: str | None = None
 
 
-class NoHold:
-    """The VMM itself decides when its vCPUs run; as a library in its process we cannot stop our own threads."""
+def enter(
+    vm_info: VmInfo,
+    facts: MonitorFacts,
+    options: AttachOptions,
+    needs: Needs,
+    reach: tuple[int, int] | None = None,
+) -> Way:
+    """The way that ``options.via`` names; ``auto`` is the mirror where it gives all that is needed, else the deputy.
 
-    def hold(self) -> int:
-        """Do nothing."""
-        return 0
+    ``reach``: of Needs.MEMORY just these guest-physical addresses.
+    """
+    via = options.via or "auto"
+    own = vm_info.pid == os.getpid()
+    if own and via == "mirror":
+        raise errors.UsageError("a VMM needs no mirror of its own VM", help="--via local")
+    if via == "local" and not own:
+        raise errors.UsageError(
+            "--via local is for programs that are the VMM and use sevkvm as a library",
+            help=f"process {vm_info.pid} is another one: --via deputy, or --via mirror",
+        )
+    if via == "mirror":
+        from sevkvm.attach.mirrored import mirror_or_plain
 
-    def release(self) -> None:
-        """Do nothing."""
+        return mirror_or_plain(vm_info, options, needs)
+    remark = None
+    if via == "auto" and not own and needs is not Needs.ALL:
+        from sevkvm.attach.mirrored import whole_mirror
+
+        try:
+            return whole_mirror(vm_info, options, needs, reach)
+        except errors.MirrorUnavailable as refusal:
+            remark = str(refusal)
+    return enter_vmm(vm_info, facts.vcpu_tids, options.timeout, remark)
 
 
 def sandbox_is_known(pid: int) -> bool:
@@ -59,24 +90,37 @@ def sandbox_is_known(pid: int) -> bool:
 
     QEMU's strictest lets pass what a deputy calls; the pretend SEV host's kills nobody, and says that it is there.
     """
-    with suppress(SevKvmError):  # who may not look will not get in, and attaching says why
+    with suppress(errors.SevKvmError):  # who may not look will not get in, and attaching says why
         if qemuargs.is_qemu(procfs.cmdline(pid)):
             return True
         return procfs.environment(pid, "SEVKVM_SHIM") is not None
     return False
 
 
-def enter(stack: ExitStack, pid: int, vcpu_tids: Sequence[int], timeout: float) -> tuple[IoctlPort, Holder]:
-    """A port into the VMM: ourselves if that is us, else a deputy thread."""
-    if pid == os.getpid():
-        return stack.enter_context(LocalPort()), NoHold()
-    deputy = stack.enter_context(Deputy(pid, timeout=timeout, trust_sandbox=sandbox_is_known(pid)))
-    return deputy, DeputyHold(deputy, vcpu_tids)
+def enter_vmm(vm_info: VmInfo, vcpu_tids: Sequence[int], timeout: float, remark: str | None = None) -> Way:
+    """Ourselves if that is us, else a deputy thread."""
+    with ExitStack() as stack:
+        port: IoctlPort
+        if vm_info.pid == os.getpid():
+            port = stack.enter_context(LocalPort())
+            way = _inside("local", port, NoHold(), vm_info, stack.close)
+        else:
+            known = sandbox_is_known(vm_info.pid)
+            port = deputy = stack.enter_context(Deputy(vm_info.pid, timeout=timeout, trust_sandbox=known))
+            way = _inside("deputy", port, DeputyHold(deputy, vcpu_tids), vm_info, stack.close)
+            way.costs = lambda: _costs(deputy)
+        way.remark = remark if way.info.encrypted else None
+        way.close = stack.pop_all().close
+        return way
 
 
-def costs(port: IoctlPort) -> dict[str, int]:
-    """What the way in has cost so far, by name."""
-    if not isinstance(port, Deputy):
-        return {}
-    info = port.info()
+def _inside(name: str, port: IoctlPort, holder: Holder, vm_info: VmInfo, close: Callable[[], None]) -> Way:
+    vm = VmFd(port, vm_info.vm_fd)
+    known = {} if vm_info.vcpus_ambiguous else vm_info.vcpu_fds
+    vcpus = [VcpuFd(port, fd, index) for index, fd in sorted(known.items())]
+    return Way(name, port, vm, ask_kernel(vm), holder, close, vcpu_fds=vcpus, vcpus=vcpus)
+
+
+def _costs(deputy: Deputy) -> dict[str, int]:
+    info = deputy.info()
     return {"attach_ns": info.attach_ns, "borrowed_ns": info.borrowed_ns, "ioctls": info.calls}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from sevkvm import errors
 from sevkvm.attach.entry import enter
+from sevkvm.attach.options import AttachOptions, Needs
+from sevkvm.attach.told import MonitorFacts
 from sevkvm.host import discovery, sevdev
-from sevkvm.host.kvm import VmFd
-from sevkvm.memory.policy import SevKind, ask_kernel
+from sevkvm.memory.policy import SevKind
+
+if TYPE_CHECKING:
+    from sevkvm.host.discovery import VmInfo
 
 
 class GuestSummary(NamedTuple):
@@ -25,11 +28,11 @@ class GuestSummary(NamedTuple):
     reason: str | None = None
 
 
-def list_guests(*, timeout: float = 5.0) -> list[GuestSummary]:
+def list_guests(*, timeout: float = 5.0, via: str | None = None) -> list[GuestSummary]:
     """Every KVM VM on this host.
 
-    What protects it only the kernel knows, so the VMM is attached to, briefly; not where the host has no SEV and the
-    VMM no ``/dev/sev`` open: then nothing protects it.
+    What protects it only the kernel knows, so the VMM is attached to, briefly, unless a mirror can be made; not where
+    the host has no SEV and the VMM no ``/dev/sev`` open: then nothing protects it. ``via`` as in AttachOptions.
     """
     host_has_sev = sevdev.host_has_sev()
     summaries = []
@@ -38,18 +41,18 @@ def list_guests(*, timeout: float = 5.0) -> list[GuestSummary]:
             vm_info.pid, vm_info.vm_fd, vm_info.name, len(vm_info.vcpu_fds), SevKind.NONE.value
         )
         if host_has_sev or vm_info.has_sev_device:
-            summary = _ask_protection(summary, timeout)
+            summary = _ask_protection(summary, vm_info, AttachOptions(timeout=timeout, via=via))
         summaries.append(summary)
     return summaries
 
 
-def _ask_protection(summary: GuestSummary, timeout: float) -> GuestSummary:
+def _ask_protection(summary: GuestSummary, vm_info: VmInfo, options: AttachOptions) -> GuestSummary:
     try:
-        with ExitStack() as stack:
-            port, _ = enter(stack, summary.pid, (), timeout)
-            info = ask_kernel(VmFd(port, summary.vm_fd))
+        way = enter(vm_info, MonitorFacts(), options, Needs.STATUS)
+        way.close()
     except errors.SevKvmError as error:
         return summary._replace(sev="unknown", reason=str(error))
+    info = way.info
     policy = info.policy
     return summary._replace(
         sev=info.kind.value,

@@ -9,8 +9,8 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from sevkvm.abi.x86 import MSR_KERNEL_GS_BASE, PAGE_SHIFT
-from sevkvm.attach.entry import NoHold
 from sevkvm.attach.filecbit import file_cbit, searched_cbit, stripped_bit
+from sevkvm.attach.holding import NoHold
 from sevkvm.dumpfile import open_contents
 from sevkvm.dumpfile.image import MappedFile
 from sevkvm.guest import Guest, GuestParts

@@ -44,24 +44,42 @@ def ask_monitor(pid: int, options: AttachOptions, warn: Warn) -> MonitorFacts:
         return MonitorFacts()
 
 
-def open_monitor(pid: int, options: AttachOptions, proc: Path = PROC) -> Monitor | None:
+class MonitorPlace(NamedTuple):
+    """Where a monitor is: a QMP socket's ``address``, or libvirt's ``domain``."""
+
+    address: str | None
+    domain: str | None
+
+    def connect(self, timeout: float) -> Monitor:
+        """Talk to it."""
+        if self.domain is not None:
+            from sevkvm.host.virsh import VirshMonitor
+
+            return VirshMonitor(self.domain, timeout=timeout)
+        from sevkvm.host.qmp import QmpMonitor
+
+        assert self.address is not None
+        return QmpMonitor(self.address, timeout=timeout)
+
+
+def find_monitor(pid: int, options: AttachOptions, proc: Path = PROC) -> MonitorPlace | None:
     """The monitor that the options name, else a free one of the command line; None if that names none."""
     if options.qmp is not None and options.libvirt is not None:
         raise errors.UsageError("--qmp and --libvirt both name a monitor", help="give one of them")
     if options.libvirt is not None:
-        from sevkvm.host.virsh import VirshMonitor
-
-        return VirshMonitor(options.libvirt, timeout=options.timeout)
+        return MonitorPlace(None, options.libvirt)
     path = options.qmp
     if path is None:
         from sevkvm.host.monitors import monitor_socket
 
         path = monitor_socket(pid, proc, patience=min(1.0, options.timeout))
-    if path is None:
-        return None
-    from sevkvm.host.qmp import QmpMonitor
+    return None if path is None else MonitorPlace(path, None)
 
-    return QmpMonitor(path, timeout=options.timeout)
+
+def open_monitor(pid: int, options: AttachOptions, proc: Path = PROC) -> Monitor | None:
+    """That monitor, or None."""
+    place = find_monitor(pid, options, proc)
+    return None if place is None else place.connect(options.timeout)
 
 
 def _question(monitor: Monitor, pid: int, options: AttachOptions) -> MonitorFacts:

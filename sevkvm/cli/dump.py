@@ -18,6 +18,8 @@ from sevkvm.cli.values import LEVEL, RANGE, SIZE, Range
 from sevkvm.errors import EXIT_HOLES
 
 if TYPE_CHECKING:
+    from sevkvm.attach import Needs
+    from sevkvm.dump import DumpOptions
     from sevkvm.guest import Guest
 
 
@@ -173,10 +175,11 @@ def command(
     )
     mapped = None if pagemap is None else pagemap_target(pagemap, output, force=force, gva=gva is not None)
     check(options, beside.target)
+    needs = _needs(session, options, scan=not (no_scan or gva))
     # The bar is made before the guest is stopped: importing and drawing it takes longer than a small dump.
     with (
         progress_bar("dumping") as progress,
-        session.open() as guest,
+        session.open(needs=needs, reach=_reach(session, options)) as guest,
         nullcontext() if live else guest.held(),
     ):
         # a range of virtual addresses tells by itself which pages are private
@@ -198,6 +201,21 @@ def command(
         click.echo(json.dumps(answer, indent=2), err=output == "-")
     if not result.complete:
         click.get_current_context().exit(EXIT_HOLES)
+
+
+def _needs(session: GuestSession, options: DumpOptions, *, scan: bool) -> Needs:
+    """Of a guest that runs on just its memory, where neither the format nor the page tables ask for registers."""
+    from sevkvm.attach import Needs
+    from sevkvm.dump import DumpFormat
+
+    bare = options.format in (DumpFormat.RAW, DumpFormat.LIME, DumpFormat.PADDED)
+    roots = session.arguments["cr3"] is not None or not (scan or options.gva)
+    return Needs.MEMORY if options.live and bare and roots else Needs.ALL
+
+
+def _reach(session: GuestSession, options: DumpOptions) -> tuple[int, int] | None:
+    """Page tables may be anywhere."""
+    return options.gpa if session.arguments["cr3"] is None else None
 
 
 def _status(guest: Guest) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from sevkvm.errors import EXIT_HOLES, SevKvmError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from sevkvm.attach import Needs
     from sevkvm.cli.options import GuestSession
     from sevkvm.guest import Guest
     from sevkvm.monitor.examine import ExamineFormat
@@ -57,9 +58,9 @@ def answer(
     """Read and print; exit with 6 when the answer ends early.
 
     ``reading`` picks how the guest is read: a function of (address, nbytes) that gives all of it or raises
-    MemoryFault. Up to 1 MiB is read in one go while the guest stands still, and printed when it runs again; more is
-    printed as it is read, from a guest that runs on. Devices (``--mmio``) are read then, too: the VMM answers only
-    when its vCPUs run.
+    MemoryFault. Up to 1 MiB is read in one go while the guest stands still, if it can be held gently, and printed when
+    it runs again; more is printed as it is read, from a guest that runs on. Devices (``--mmio``) are read then, too:
+    the VMM answers only when its vCPUs run.
     """
     from sevkvm.monitor.examine import examine
     from sevkvm.monitor.places import HELD_NBYTES, Places
@@ -70,8 +71,9 @@ def answer(
             f"{size(nbytes)} are too much for JSON", help="`sevkvm dump` writes memory to a file"
         )
     at_once = nbytes <= HELD_NBYTES
-    with session.open(need_debug=need_debug) as guest:
-        with guest.held() if at_once else nullcontext():
+    needs, reach = _needs(question), _reach(question)
+    with session.open(need_debug=need_debug, needs=needs, reach=reach) as guest:
+        with guest.held(needed=False) if at_once else nullcontext():
             places = Places(guest, reading(guest))
             places.keep(question.address, nbytes)
         waits = at_once and not guest.reads_devices
@@ -94,6 +96,20 @@ def answer(
         click.echo("".join(line + "\n" for line in lines), nl=False)
     if not complete:
         click.get_current_context().exit(EXIT_HOLES)
+
+
+def _needs(question: Question) -> Needs:
+    """What lies in one page is read at one moment anyway, and much is read from a guest that runs."""
+    from sevkvm.attach import Needs
+    from sevkvm.monitor.places import HELD_NBYTES
+
+    nbytes = question.format.nbytes
+    moment = question.address % _PAGE + nbytes <= _PAGE or nbytes > HELD_NBYTES
+    return Needs.MEMORY if question.space == "gpa" and moment else Needs.ALL
+
+
+def _reach(question: Question) -> tuple[int, int] | None:
+    return None if question.space == "gva" else (question.address, question.address + question.format.nbytes)
 
 
 def _collect(places: Places, question: Question) -> bytes:

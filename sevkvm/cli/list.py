@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sevkvm.cli.command import command as sevkvm_command
-from sevkvm.cli.options import json_option, timeout_option
+from sevkvm.cli.options import json_option, timeout_option, via_option
 from sevkvm.cli.render import hexadecimal, print_json, print_table
 from sevkvm.cli.run import say
 
@@ -24,17 +24,19 @@ _HEADINGS = ("PID", "VM-FD", "NAME", "VCPUS", "SEV", "POLICY", "DEBUG", "NOTE")
     """,
 )
 @timeout_option
+@via_option
 @json_option
-def command(timeout: float, as_json: bool) -> None:
+def command(timeout: float, via: str | None, as_json: bool) -> None:
     """List the KVM guests of this host, what protects them, and whether they may be debugged.
 
     Guests of other users show only with their rights: run as root to see all. Asking what protects a guest stops one
-    thread of its VMM for a fraction of a millisecond; where the host has no SEV, no VMM is touched.
+    thread of its VMM for a fraction of a millisecond, unless a mirror VM can tell; where the host has no SEV, no VMM
+    is touched.
     DEBUG is - where nothing needs to be allowed, and ? where it could not be asked.
     """
     from sevkvm import attach
 
-    guests = attach.list_guests(timeout=timeout)
+    guests = attach.list_guests(timeout=timeout, via=via)
     if as_json:
         print_json([_as_json(guest) for guest in guests])
         return

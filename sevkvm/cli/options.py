@@ -18,6 +18,7 @@ from sevkvm.errors import SevKvmError
 from sevkvm.paging.mode import OPTION_NAMES, PagingMode
 
 if TYPE_CHECKING:
+    from sevkvm.attach import Needs
     from sevkvm.guest import Guest
 
 _MOST_PID = 1 << 22  # PID_MAX_LIMIT of include/linux/threads.h
@@ -44,9 +45,18 @@ class GuestSession:
         self.stats: dict[str, int] | None = None
 
     @contextmanager
-    def open(self, *, need_debug: bool = True) -> Iterator[Guest]:
-        """Attach and yield the Guest. Render after leaving: a slow reader must not hold up the VMM."""
-        opened = self._dump() if self.file is not None else self._vm(need_debug)
+    def open(
+        self,
+        *,
+        need_debug: bool = True,
+        needs: Needs | None = None,
+        reach: tuple[int, int] | None = None,
+    ) -> Iterator[Guest]:
+        """Attach and yield the Guest. Render after leaving: a slow reader must not hold up the VMM.
+
+        ``needs`` None: everything. ``reach``: just these guest-physical addresses (half-open).
+        """
+        opened = self._dump() if self.file is not None else self._vm(need_debug, needs, reach)
         deferral = Deferral()
         with ExitStack() as stack:  # left from the bottom up
             stack.callback(deferral.end)
@@ -55,11 +65,20 @@ class GuestSession:
             stack.callback(deferral.start)
             yield guest
 
-    def _vm(self, need_debug: bool) -> AbstractContextManager[Guest]:
+    def _vm(
+        self, need_debug: bool, needs: Needs | None, reach: tuple[int, int] | None
+    ) -> AbstractContextManager[Guest]:
         from sevkvm import attach
 
         options = attach.AttachOptions(**self.arguments)
-        return attach.open_guest(options, warn=warn, searching=search_teller(say), need_debug=need_debug)
+        return attach.open_guest(
+            options,
+            warn=warn,
+            searching=search_teller(say),
+            need_debug=need_debug,
+            needs=needs or attach.Needs.ALL,
+            reach=reach,
+        )
 
     def _dump(self) -> AbstractContextManager[Guest]:
         """The file; click.UsageError for options that only a VMM has a use for."""
@@ -120,6 +139,12 @@ def _paging_mode(ctx: click.Context, param: click.Parameter, name: str | None) -
     return None if name is None else PagingMode(OPTION_NAMES.index(name))
 
 
+_VIA: dict[str, Any] = {
+    "type": click.Choice(["auto", "deputy", "mirror", "local"]),
+    "show_default": "auto",
+    "help": "The way in. deputy: a thread added to the VMM. mirror: a VM of our own, while the VMM is left alone.",
+}
+
 _OPTIONS = (
     _guest_option(
         "--pid",
@@ -145,6 +170,7 @@ _OPTIONS = (
     ),
     _guest_option("--qmp", metavar="SOCKET", type=click.Path(), help="The VMM's QMP monitor (UNIX socket)."),
     _guest_option("--libvirt", metavar="DOMAIN", help="Ask the monitor through virsh."),
+    _guest_option("--via", **_VIA),
     _guest_option(
         "--slot",
         "slots",
@@ -176,9 +202,9 @@ _OPTIONS = (
     _timeout(cls=SectionOption, section=_SECTION),
     _guest_option("--stats", "with_stats", is_flag=True, help="Tell on stderr what it cost."),
 )
-_VMM_ONLY = ("pid", "vm_fd", "qmp", "libvirt", "mmio")
+_VMM_ONLY = ("pid", "vm_fd", "qmp", "libvirt", "via", "mmio")
 _NAMES = (
-    *("pid", "vm_fd", "qmp", "libvirt", "slots", "cbit_pos"),
+    *("pid", "vm_fd", "qmp", "libvirt", "via", "slots", "cbit_pos"),
     *("cr3", "paging", "vcpu", "search_limit", "timeout"),
 )
 
@@ -216,3 +242,4 @@ mmio_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON (docs/json.md).")
 
 timeout_option = _timeout()
+via_option = click.option("--via", **_VIA)

@@ -50,8 +50,10 @@ def from_process(pid: int) -> Found:
 
 def from_guest(session: GuestSession) -> Found:
     """What the firmware says of a running guest; where nobody can ask it, the VMM's command line, with a warning."""
+    from sevkvm.attach import Needs
+
     try:
-        with session.open(need_debug=False) as guest:
+        with session.open(need_debug=False, needs=Needs.STATUS) as guest:
             info, pid = guest.sev, guest.pid
     except errors.VmNotFound:
         named = session.arguments["pid"]

@@ -19,6 +19,11 @@ _CBIT_SOURCES = {
     "guest-cpuid": "from the guest's CPUID 8000_001F",
     "host-cpuid": "from this host's CPUID 8000_001F",
 }
+_WAYS = {
+    "deputy": "deputy: a thread in the VMM, gone again",
+    "mirror": "mirror: through a VM of our own; the VMM was neither traced nor stopped",
+    "local": "local: from within the VMM",
+}
 _KINDS = {
     "none": "not encrypted",
     "sev": "SEV: memory is encrypted",
@@ -47,7 +52,9 @@ def command(session: GuestSession, as_json: bool) -> None:
     Works for a guest whose policy forbids debugging too: nothing is decrypted. Of a --file it shows the format, which
     memory it holds and which it lacks, vCPUs, C-bit.
     """
-    with session.open(need_debug=False) as guest:
+    from sevkvm.attach import Needs
+
+    with session.open(need_debug=False, needs=Needs.STATUS) as guest:
         if guest.contents is not None:
             from sevkvm.cli.status_file import show
 
@@ -74,6 +81,15 @@ def command(session: GuestSession, as_json: bool) -> None:
 
 def _slot_note(name: str, readonly: bool) -> str:
     return f"{name} (read-only)" if readonly else name
+
+
+def _way(guest: Guest) -> str:
+    words = _WAYS.get(guest.way or "", guest.way or "")
+    if guest.way == "mirror" and not guest.sev.encrypted:
+        words = "none: the guest is not encrypted, and its memory is read as it is"
+    elif guest.way_remark:
+        words += f"; not a mirror: {guest.way_remark}"
+    return words
 
 
 def _state(info: SevInfo) -> str | None:
@@ -108,6 +124,8 @@ def _facts(guest: Guest) -> Iterator[tuple[str, str]]:
         yield "C-bit", f"bit {info.cbit_pos}, {_CBIT_SOURCES.get(info.cbit_source or '', 'source unknown')}"
     elif info.encrypted:
         yield "C-bit", "unknown; say it with --cbit-pos"
+    if guest.way is not None:
+        yield "way in", _way(guest)
     yield "vCPUs", _vcpus(guest.vcpu_indexes)
     yield (
         "memory",
@@ -134,6 +152,8 @@ def status_json(guest: Guest) -> dict[str, Any]:
         "handle": info.handle,
         "cbit_pos": info.cbit_pos,
         "cbit_source": info.cbit_source,
+        "via": guest.way,
+        "via_remark": guest.way_remark,
         "memory_size": guest.slots.nbytes if len(guest.slots) else None,
         "slots": [
             {

@@ -41,7 +41,7 @@ def command(session: GuestSession, gvas: tuple[int, ...], verbose: bool, as_json
     where the VMM keeps it. An address that is not mapped is answered with where the walk ended and why; the exit
     status is then 1.
     """
-    with session.open() as guest, guest.held():
+    with session.open() as guest, guest.held(needed=False):
         form = guest.paging()
         answers = [guest.translate(gva, form) for gva in gvas]
     if as_json:

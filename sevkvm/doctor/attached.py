@@ -28,14 +28,16 @@ def measure(attach: Opener) -> tuple[SevInfo | None, list[Finding]]:
             stats = guest.stats()
     except errors.SevKvmError as error:
         return info, [*found, refused("attach", error)]
-    entered = "nothing had to be entered" if "borrowed_ns" not in stats else _times(stats)
+    entered = "nothing had to be entered" if "attach_ns" not in stats else _times(stats)
     held = stats["held_ns"]
     vcpus = f"; the vCPUs for {held / 1e6:.2f} ms" if held else ""
     return info, [passed("attach", f"{entered}{vcpus}"), *found]
 
 
 def _times(stats: dict[str, int]) -> str:
-    attach_ms, borrowed_ms = stats["attach_ns"] / 1e6, stats["borrowed_ns"] / 1e6
+    attach_ms, borrowed_ms = stats["attach_ns"] / 1e6, stats.get("borrowed_ns", 0) / 1e6
+    if "borrowed_ns" not in stats:
+        return f"took {attach_ms:.2f} ms; the VMM was not entered"
     return f"took {attach_ms:.2f} ms; one thread of the VMM stood still for {borrowed_ms:.2f} ms"
 
 

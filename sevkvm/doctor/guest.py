@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from sevkvm import errors
 from sevkvm.abi import sev
 from sevkvm.attach.opening import why_no_registers
-from sevkvm.doctor import kernel, processor, protection, wayin
+from sevkvm.doctor import kernel, mirror, processor, protection, wayin
 from sevkvm.doctor.attached import measure
 from sevkvm.doctor.credentials import CAP_IPC_LOCK, credentials, memlock_limit
 from sevkvm.doctor.finding import Finding, grouped, heading, passed, refused, skipped, warned
@@ -59,6 +59,7 @@ def examine_guest(machine: Machine, options: AttachOptions, attach: Opener | Non
         guest = protection.known(inside) if inside is not None else guest
     memory, found = _memory(machine, vm, options, monitor)
     info = guest.info or SevInfo(SevKind.SEV)
+    way = heading(way, [*way.children, *mirror.examine(machine, vm, found)])
     children = [
         way,
         protection.findings(guest, vm),

@@ -126,6 +126,12 @@ def _ccp(machine: Machine, *, has_sev_device: bool) -> Finding:
     return failed("ccp", "not loaded: the driver of the secure processor", "`modprobe ccp`")
 
 
+def at_least(release: str, version: tuple[int, int]) -> bool | None:
+    """Is this kernel that new? None where its release tells no number."""
+    number = _number(release)
+    return None if number is None else number[:2] >= version
+
+
 def _number(release: str) -> tuple[int, int, int] | None:
     match = re.match(r"(\d{1,3})\.(\d{1,5})(?:\.(\d{1,5}))?", release)
     return (int(match[1]), int(match[2]), int(match[3] or 0)) if match else None

@@ -116,6 +116,10 @@ class Deputy:
         """Write the VMM's memory, respecting its page protection; or MemoryFault."""
         native.write(self.pid, hva, data)
 
+    def operand(self, hva: int, *, write: bool = False) -> int | None:
+        """Just there: the deputy is a thread of the VMM."""
+        return hva
+
     def hold(self, tids: Iterable[int] = ()) -> int:
         """Keep these threads from running, or with none given every thread of the VMM; how many are held."""
         return native.deputy_hold(self._live(), list(tids), int(self._timeout * 1000))

@@ -17,6 +17,9 @@ from sevkvm.host.port import IoctlPort
 
 _DATA_OFFSET: Final = 64  # of the second struct in the args area, behind struct kvm_sev_cmd
 _CPUID_ROOM: Final = 256
+OUT_OF_REACH: Final = (
+    "the VMM keeps it in memory that no other process can map, out of the mirror's reach (--via deputy)"
+)
 _T = TypeVar("_T")
 
 
@@ -135,7 +138,7 @@ class VmFd:
 
     def submit_sev_dbg_decrypt(self, src_hva: int, dst_hva: int, nbytes: int) -> None:
         """Start it; nothing else may be asked through this port until ``complete_sev_dbg_decrypt``."""
-        self._submit(sev.SevCmd.DBG_DECRYPT, _pack_dbg(src_hva, dst_hva, nbytes))
+        self._submit(sev.SevCmd.DBG_DECRYPT, _pack_dbg(self._operand(src_hva), dst_hva, nbytes))
 
     def complete_sev_dbg_decrypt(self) -> None:
         """Wait for its end: raises what ``sev_dbg_decrypt`` raises."""
@@ -143,7 +146,14 @@ class VmFd:
 
     def sev_dbg_encrypt_unchecked(self, src_hva: int, dst_hva: int, nbytes: int) -> None:
         """KVM_SEV_DBG_ENCRYPT: **writes guest memory**. Same alignment rules; nothing checks what is there."""
+        dst_hva = self._operand(dst_hva, write=True)
         self._sev_op(sev.SevCmd.DBG_ENCRYPT, _pack_dbg(src_hva, dst_hva, nbytes))
+
+    def _operand(self, hva: int, *, write: bool = False) -> int:
+        found = self.port.operand(hva, write=write)
+        if found is None:
+            raise errors.MemoryFault("hva", hva, reason=OUT_OF_REACH)
+        return found
 
     def _sev_op(self, command: sev.SevCmd, data: bytes) -> None:
         self._submit(command, data)
@@ -184,7 +194,7 @@ def _pack_dbg(src_hva: int, dst_hva: int, nbytes: int) -> bytes:
 
 _SEV_OP_HELP: Final = {
     errno.EIO: "the VM is dead or belongs to another process's memory: is --vm-fd that process's own VM?",
-    errno.ENOMEM: "the kernel could not pin guest memory: raise the VMM's RLIMIT_MEMLOCK",
+    errno.ENOMEM: "the kernel could not pin guest memory: raise RLIMIT_MEMLOCK, the VMM's or, of a mirror, ours",
     errno.EBADF: "the VMM closed the /dev/sev descriptor that it launched the guest with",
     errno.ENODEV: "the secure processor driver (ccp) is not loaded",
     errno.EBUSY: "the secure processor has stopped answering; see `dmesg | grep -i ccp`; a reboot is needed",

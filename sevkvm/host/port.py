@@ -1,7 +1,8 @@
-"""Who issues an ioctl: ourselves, the deputy thread in the VMM, or a fake. Nothing above can tell them apart.
+"""Who issues an ioctl: ourselves, the deputy thread in the VMM, a mirror VM of ours, or a fake. Nothing above can tell.
 
-A port issues system calls on descriptors of one process and shares memory with it: ``args`` is room for argument
-structs, ``scratch`` page-aligned room for data; both are addresses (hva) of that process.
+A port issues system calls on descriptors and shares memory with a VMM: ``args`` is room for argument structs,
+``scratch`` page-aligned room for data, both where ioctls find them. Guest memory is named by the VMM's addresses (hva);
+where an ioctl finds it is ``operand``.
 """
 
 from __future__ import annotations
@@ -69,6 +70,13 @@ class IoctlPort(Protocol):
         """Write the process's memory, or MemoryFault."""
         ...
 
+    def operand(self, hva: int, *, write: bool = False) -> int | None:
+        """Where this port's ioctls find what the VMM has at ``hva``, to write it if need be; None: nowhere.
+
+        What lies together in one slot lies together there, at the same offset in its page.
+        """
+        ...
+
 
 class LocalPort:
     """Ourselves, for library users who are the VMM: descriptors and addresses are this process's own."""
@@ -111,6 +119,10 @@ class LocalPort:
     def write(self, hva: int, data: bytes) -> None:
         """Write our own memory; a read-only page is a MemoryFault, not a crash."""
         native.write(self.pid, hva, data)
+
+    def operand(self, hva: int, *, write: bool = False) -> int | None:
+        """Just there."""
+        return hva
 
     def close(self) -> None:
         """Unmap the area; what was decrypted into it is gone."""

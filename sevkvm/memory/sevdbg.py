@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from sevkvm import errors
 from sevkvm.abi.sev import BLOCK_NBYTES, FwStatus
 from sevkvm.abi.x86 import PAGE_MASK, PAGE_NBYTES
+from sevkvm.host.kvm import OUT_OF_REACH
 
 if TYPE_CHECKING:
     from sevkvm.host.kvm import VmFd
@@ -84,6 +85,9 @@ class SevDbgSource:
         """
         end = hva + len(buffer)
         at = hva
+        if self._port.operand(hva) is None:
+            self.reason = OUT_OF_REACH
+            return 0
         while at < end:
             flight = self._take(at) or self._submit(at, end)
             if not self._complete(flight):

@@ -31,13 +31,13 @@ def x(monitor: Monitor, given: Arguments) -> Iterator[str]:
     """
     guest = monitor.guest
     labels = monitor.symbols().label if monitor.symbolic else None
-    with guest.held():
+    with guest.held(needed=False):
         read = _virtual(monitor)
         places = Places(guest, read)
         if guest.reads_devices and given.format.letter != "i":
             places.keep(given.numbers["addr"], _form(given).nbytes)
     if given.format.letter == "i":
-        return _instructions(monitor, given, read, guest.held(), labels)
+        return _instructions(monitor, given, read, guest.held(needed=False), labels)
     return _show(monitor, given, places, labels)
 
 

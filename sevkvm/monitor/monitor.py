@@ -119,7 +119,7 @@ class Monitor:
 
     def _standing(self, command: Command) -> AbstractContextManager[None]:
         still = command.still and not (command.devices and self.guest.reads_devices)
-        return self.guest.held() if still else nullcontext()
+        return self.guest.held(needed=False) if still else nullcontext()
 
     def _run(self, command: Command, rest: str) -> str:
         values = Values(self._register, self._symbol if self.symbolic else None)

@@ -113,6 +113,10 @@ class FakePort:
         if done < len(data):
             raise errors.MemoryFault("hva", hva + done, reason="not mapped or read-only")
 
+    def operand(self, hva: int, *, write: bool = False) -> int | None:
+        """Just there."""
+        return hva
+
     # what tests build with
     def map(self, contents: int | bytes, *, hva: int | None = None, writable: bool = True) -> Region:
         """Map so many bytes of zeros, or these contents, in whole pages."""

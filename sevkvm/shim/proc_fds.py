@@ -6,6 +6,7 @@ Plain os calls on strings: this stands in the way of every KVM_RUN, and path obj
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 Identity = tuple[int, int]  # (device, inode): tells memfds apart, which have an inode each
 
@@ -27,9 +28,18 @@ def identity(tid: int, fd: int) -> Identity | None:
     return stat.st_dev, stat.st_ino
 
 
-def numbers(pid: int) -> list[int]:
+def numbers(tid: int) -> list[int]:
     """The descriptors in use, ascending; empty if the table cannot be read."""
     try:
-        return sorted(int(name) for name in os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208  see above
+        return sorted(int(name) for name in os.listdir(f"/proc/{tid}/fd"))  # noqa: PTH208  see above
     except OSError:
         return []
+
+
+def tables(pid: int) -> Iterator[int]:
+    """Whose descriptor tables to look at for a process's: its own, then its threads', which may have others."""
+    yield pid
+    try:
+        yield from (int(name) for name in os.listdir(f"/proc/{pid}/task") if name != str(pid))  # noqa: PTH208
+    except OSError:
+        return

@@ -137,10 +137,13 @@ class RealVms:
 
     def _is_open(self, vm: RealVm) -> bool:
         """Does its creator still hold the VM, or a vCPU of it?"""
-        for fd, link in _links(vm.space.pid):
-            if link == _VM_LINK and vm.file.is_at(vm.space.pid, fd):
+        return any(self._is_open_in(vm, tid) for tid in proc_fds.tables(vm.space.pid))
+
+    def _is_open_in(self, vm: RealVm, tid: int) -> bool:
+        for fd, link in _links(tid):
+            if link == _VM_LINK and vm.file.is_at(tid, fd):
                 return True
-            if link.startswith(_VCPU_LINK) and any(vcpu.file.is_at(vm.space.pid, fd) for vcpu in vm.vcpus):
+            if link.startswith(_VCPU_LINK) and any(vcpu.file.is_at(tid, fd) for vcpu in vm.vcpus):
                 return True
         return False
 
@@ -179,6 +182,6 @@ def _map_run(fd: int) -> SharedPage | None:
         return None
 
 
-def _links(pid: int) -> list[tuple[int, str]]:
+def _links(tid: int) -> list[tuple[int, str]]:
     """The descriptor table as (number, link)."""
-    return [(number, proc_fds.link(pid, number)) for number in proc_fds.numbers(pid)]
+    return [(number, proc_fds.link(tid, number)) for number in proc_fds.numbers(tid)]

@@ -120,8 +120,11 @@ class StandIn:
         if not space.alive():
             return False
         mine = self._of(vm)
-        numbers = proc_fds.numbers(space.pid)
-        return any(proc_fds.identity(space.pid, number) in mine for number in numbers)
+        return any(
+            proc_fds.identity(tid, number) in mine
+            for tid in proc_fds.tables(space.pid)
+            for number in proc_fds.numbers(tid)
+        )
 
     def _drop(self, vm: VmFile) -> list[StandInFile]:
         mine = self._of(vm)

@@ -93,3 +93,32 @@ def test_moving_the_context(host: SevHost) -> None:
         "new": sev.GuestState.RUNNING,
         "extensions": [1, 1],
     }
+
+
+def test_a_thread_with_descriptors_of_its_own(host: SevHost) -> None:
+    """A VM lives as long as any table of its process has it; who asks for the platform has the dead forgotten."""
+    out = run(
+        host,
+        """
+        vm = launch()
+        own, go, said = (threading.Event() for _ in range(3))
+        found = {}
+        def keep():
+            assert libc.unshare(0x400) == 0  # CLONE_FILES
+            own.set()
+            go.wait()
+            found["mine"] = vm.status()[2]
+            said.set()
+            time.sleep(60)
+        threading.Thread(target=keep, daemon=True).start()
+        own.wait()
+        libc.close(vm.fd)
+        platform(vm.sev)
+        go.set()
+        said.wait()
+        count = platform(vm.sev)[2][8]
+        say(count=count, gone=vm.op(16, bytes(12))[0], **found)
+        os._exit(0)
+        """,
+    )
+    assert out == {"count": 1, "gone": -errno.EBADF, "mine": sev.GuestState.RUNNING}

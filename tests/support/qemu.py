@@ -126,6 +126,7 @@ def qemu_argv(
     ram: str = "64M",
     cpus: int = 1,
     memfd: bool = False,
+    ram_file: Path | None = None,
     sev_policy: int | None = None,
     cbitpos: int | None = None,
     sev_options: str = "",
@@ -144,6 +145,9 @@ def qemu_argv(
         argv += ["-qmp", f"unix:{directory / name},server=on,wait=off"]
     if memfd:
         argv += ["-object", f"memory-backend-memfd,id=ram0,size={ram},share=on"]
+        options.append("memory-backend=ram0")
+    if ram_file is not None:
+        argv += ["-object", f"memory-backend-file,id=ram0,size={ram},share=on,mem-path={ram_file}"]
         options.append("memory-backend=ram0")
     if sev_policy is not None:
         sev = f"sev-guest,id=sev0,cbitpos={cbitpos},reduced-phys-bits=1,policy=0x{sev_policy:x}"

@@ -89,11 +89,50 @@ def test_a_plain_guest(host: FakeHost) -> None:
     assert exit_status([finding]) == 0
 
 
+SHARED_MAPS = f"7f0000000000-{0x7F0000000000 + RAM:x} rw-s 00000000 00:01 77 /memfd:ram (deleted)\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "release", "expected"),
+    [
+        (
+            {"maps": SHARED_MAPS},
+            "6.1.177",
+            "guest RAM is in shared memory: --via mirror leaves the VMM alone",
+        ),
+        ({}, "6.1.177", "not open: guest RAM at gpa 0x0: it is anonymous memory"),
+        (
+            {"maps": SHARED_MAPS},
+            "5.14.0",
+            "not open: Linux 5.14.0 has no debug commands on mirror VMs (5.15)",
+        ),
+        (
+            {"maps": SHARED_MAPS, "argv": ("/usr/bin/vmm",)},
+            "6.1.177",
+            "cannot be told: it is not known where guest memory is",
+        ),
+    ],
+)
+def test_which_guest_a_mirror_could_look_into(
+    host: FakeHost, settings: dict[str, object], release: str, expected: str
+) -> None:
+    start(host, **({"argv": sev_args(0), "sev": True} | settings))  # type: ignore[arg-type]
+    host.release = release
+    assert find([examine(host)], "mirror").detail == expected
+
+
+def test_a_guest_without_encryption_needs_no_mirror(host: FakeHost) -> None:
+    start(host, maps=SHARED_MAPS)
+    assert not [each for each in examine(host).walk() if each.name == "mirror"]
+
+
 def test_an_encrypted_guest(host: FakeHost) -> None:
     start(host, sev_args(0), sev=True)
     host.write(f"proc/{PID}/limits", "Max locked memory   67108864   67108864   bytes\n")
     finding = examine(host)
     assert [line for line in tree(finding) if line not in PLAIN.splitlines()] == [
+        "[ SKIP ]     - mirror: not open: guest RAM at gpa 0x0: it is anonymous memory",
+        "               hint: give QEMU its RAM as -object memory-backend-memfd,share=on",
         "[ PASS ]   - protection: SEV (its command line says)",
         "[ PASS ]     - policy: 0x0 (no restriction)",
         "[ PASS ]     - debugging: the policy allows it",

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import sevkvm
+from sevkvm.attach.options import Needs
 from sevkvm.cli.program import program
 from sevkvm.guest import Guest, GuestParts
 from sevkvm.host.kvm import VcpuFd, VmFd
@@ -52,6 +53,8 @@ class Attached:
     guests: list[Any] = field(default_factory=list)
     options: Any = None
     need_debug: bool | None = None
+    needs: Needs | None = None
+    reach: tuple[int, int] | None = None
     error: Exception | None = None
     warning: str | None = None
     left: bool = False
@@ -140,6 +143,8 @@ def make_guest(
             cr3=getattr(options, "cr3", None),
             vcpu=getattr(options, "vcpu", None),
             paging=getattr(options, "paging", None),
+            way="deputy",
+            way_remark="guest RAM is anonymous",
         )
     )
 
@@ -163,6 +168,7 @@ def attached(monkeypatch: pytest.MonkeyPatch) -> Attached:
         paging: Any = None
         search_limit: int = 4 << 30
         mmio: bool = False
+        via: str | None = None
         timeout: float = 5.0
 
     @contextmanager
@@ -172,8 +178,10 @@ def attached(monkeypatch: pytest.MonkeyPatch) -> Attached:
         warn: Callable[[str], None],
         searching: Callable[[int, int], None],
         need_debug: bool = True,
+        needs: Needs = Needs.ALL,
+        reach: tuple[int, int] | None = None,
     ) -> Iterator[Guest]:
-        record.options, record.need_debug = options, need_debug
+        record.options, record.need_debug, record.needs, record.reach = options, need_debug, needs, reach
         if record.error:
             raise record.error
         if record.warning:
@@ -187,12 +195,13 @@ def attached(monkeypatch: pytest.MonkeyPatch) -> Attached:
             record.left = True
             record.held_when_left = guest._parts.holder.depth  # type: ignore[attr-defined]
 
-    def list_guests(*, timeout: float = 5.0) -> list[Any]:
+    def list_guests(*, timeout: float = 5.0, via: str | None = None) -> list[Any]:
         record.options = timeout
         if record.error:
             raise record.error
         return record.guests
 
+    real.Needs = Needs  # type: ignore[attr-defined]
     real.AttachOptions = AttachOptions  # type: ignore[attr-defined]
     real.open_guest = open_guest  # type: ignore[attr-defined]
     real.list_guests = list_guests  # type: ignore[attr-defined]

@@ -45,6 +45,7 @@ GUEST_COMMANDS = [
 def test_the_guest_options_reach_attach(attached, run, args):
     options = "--pid 4242 --vm-fd 0x11 --qmp /run/q --libvirt dom --slot 0:4K:0x7000 --slot 1G:4K:0x9000"
     options += " --cbit-pos 47 --cr3 0x10000 --paging pae --vcpu 1 --search-limit 64M --timeout 2.5"
+    options += " --via mirror"
     attached.error = errors.AttachError("stop here")
     result = run(*args, *options.split())
     assert result.exit_code == 3
@@ -61,6 +62,7 @@ def test_the_guest_options_reach_attach(attached, run, args):
         "search_limit": 64 << 20,
         "mmio": False,
         "timeout": 2.5,
+        "via": "mirror",
     }
 
 
@@ -80,6 +82,7 @@ def test_the_guest_options_reach_attach(attached, run, args):
         "--search-limit much",
         "--timeout 0",
         "--timeout nan",
+        "--via ptrace",
         "--bogus",
     ],
 )
@@ -253,6 +256,8 @@ def test_status_as_json(attached, run):
         "handle": 1,
         "cbit_pos": 51,
         "cbit_source": "qmp",
+        "via": "deputy",
+        "via_remark": "guest RAM is anonymous",
         "memory_size": LOW_NBYTES + HIGH_NBYTES,
     }
     assert [(slot["gpa"], slot["size"], slot["name"], slot["readonly"]) for slot in slots] == [
