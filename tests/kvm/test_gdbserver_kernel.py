@@ -47,7 +47,7 @@ def test_a_kernel_function_from_break_to_detach(guest: LiveLinux, tmp_path: Path
         "watch": ["watch jiffies_64", "continue", "continue", "bt 1"],
         "leave": ["delete", "detach"],
     }
-    commands = [f"symbol-file {vmlinux}"]
+    commands = ["set remotetimeout 60", f"symbol-file {vmlinux}"]
     for name, lines in steps.items():
         commands += [f"echo <{name}>\\n", *lines]
     vcpus = [MonitorVcpu(guest.vmm)]
