@@ -39,7 +39,7 @@ struct expectation {
 };
 
 /* In no directory that exists, so that what the kernel carries out itself does nothing. */
-static const char device[] = "nonexistent/device", other[] = "/nonexistent/file", link_path[] = "/proc/self/fd/0";
+static const char device[] = "nonexistent/device", other[] = "/nonexistent/nowhere/file", link_path[] = "/proc/self/fd/0";
 
 static const struct expectation calls[] = {
 	{ SYS_ioctl, { -1, (long)SEV_OP, 0 }, 1, 1 },

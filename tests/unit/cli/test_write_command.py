@@ -194,8 +194,8 @@ def test_a_guest_without_encryption(attached, run):
         ((hex(BASE), "--bytes", "00", "--expect", "0000"), 2, "--expect has 2 bytes"),
         ((hex(BASE), "--private", "--bytes", "00"), 2, "need --gpa"),
         ((hex((1 << 64) - 1), "--bytes", "0000"), 2, "above 2**64"),
-        ((hex(BASE), "--from", "/nonexistent/file"), 1, "/nonexistent/file"),
-        ((hex(BASE), "--from", "/nonexistent/file", "1"), 2, "exclude each other"),
+        ((hex(BASE), "--from", "/nonexistent/bytes"), 1, "/nonexistent/bytes"),
+        ((hex(BASE), "--from", "/nonexistent/bytes", "1"), 2, "exclude each other"),
         (("--file", "dump", hex(BASE), "--bytes", "00"), 2, "a dump is not written to"),
     ],
 )
