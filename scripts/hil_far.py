@@ -1,9 +1,9 @@
 """The far half of scripts/hil: sent through ssh, run there, gone afterwards. Standard library only.
 
-Standard input brings an order (JSON) and a tar, each after its length in ten digits, and then stays open: its end means
-that whoever asked has gone, as Ctrl-C there makes it. Standard output takes a mark and two records back: a tar of
-reports, and what could not be removed. Whatever happens, every process that was started is ended and the directory
-removed before that.
+Standard input brings an order (JSON) and a tar, each after its length in ten digits, and then stays open and gives
+signs of life: its end, or minutes of silence, mean that whoever asked has gone, as Ctrl-C there makes it. Standard
+output takes a mark and two records back: a tar of reports, and what could not be removed. Whatever happens, every
+process that was started is ended and the directory removed before that.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ LENGTH_DIGITS = 10
 _PR_SET_CHILD_SUBREAPER = 36  # include/uapi/linux/prctl.h
 _PATIENCE_SECONDS = 20.0  # for a step that was asked to end
 _SETUP_SECONDS = 900.0
+_SILENCE_SECONDS = 300.0  # a sign of life comes every ten
 _KMSG = "/dev/kmsg"
 _FACTS = (
     "import json, sys, sevkvm, pytest, pytest_timeout, elftools, cryptography; from sevkvm import native;"
@@ -43,7 +44,11 @@ class Ended(Exception):
 
 
 def read_record(stream: IO[bytes]) -> bytes:
-    return stream.read(int(stream.read(LENGTH_DIGITS)))
+    nbytes = int(stream.read(LENGTH_DIGITS) or -1)
+    data = stream.read(nbytes) if nbytes >= 0 else b""
+    if len(data) < nbytes or nbytes < 0:
+        sys.exit("hil: the connection ended before all was here")
+    return data
 
 
 def say(text: str) -> None:
@@ -88,7 +93,7 @@ class Run:
         self.report = work / "report"
         self.source = work / "s"
         self.steps: list[dict[str, Any]] = []
-        self.gone = threading.Event()
+        self._gone, self._heard = False, time.monotonic()
         self.python = sys.executable
         self.environment = {
             name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "SEVKVM_"))
@@ -100,10 +105,15 @@ class Run:
         self.environment |= {"PIP_NO_CACHE_DIR": "1", "PYTHONNOUSERSITE": "1"}
 
     def watch(self, stream: IO[bytes]) -> None:
-        """Until the end of what brought the order."""
+        """Until the end of what brought the order; each byte meanwhile is a sign of life."""
         while stream.read(1):
-            pass
-        self.gone.set()
+            self._heard = time.monotonic()
+        self._gone = True
+
+    @property
+    def gone(self) -> bool:
+        """Has whoever asked for it gone, or fallen silent?"""
+        return self._gone or time.monotonic() - self._heard > _SILENCE_SECONDS
 
     def step(self, name: str, argv: list[str], seconds: float, out: str | None = None) -> int:
         """Run it to its end; its status. ``out``: the report that its stdout is, beside NAME.log."""
@@ -124,7 +134,7 @@ class Run:
             why = self._wait(process, began + seconds)
         took = round(time.monotonic() - began, 1)
         self.steps.append({"name": name, "status": process.returncode, "seconds": took, "ended": why})
-        if self.gone.is_set():
+        if self.gone:
             raise Ended("whoever asked for it has gone")
         return process.returncode
 
@@ -134,7 +144,7 @@ class Run:
                 process.wait(0.2)
                 return None
             late = time.monotonic() > deadline
-            if late or self.gone.is_set():
+            if late or self.gone:
                 # the program alone: under the shim it is passed on, and twice would be once too often
                 process.send_signal(signal.SIGINT)
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -183,7 +193,7 @@ class Run:
                 f"what was brought does not work there: {(done.stderr.strip().splitlines() or ['?'])[-1]}"
             )
         version, where, python = json.loads(done.stdout)
-        if not Path(where).is_relative_to(self.work):
+        if not Path(where).resolve().is_relative_to(self.work.resolve()):
             raise Ended(f"another sevkvm is in the way: {where}")
         uname = platform.uname()
         return {"sevkvm": version, "python": python, "host": uname.node, "kernel": uname.release}
