@@ -38,7 +38,7 @@ class KeptMonitor:
         ours, theirs = socket.socketpair()
         path = json.dumps([entry for entry in sys.path if entry])
         asked = json.dumps({"address": address, "domain": domain, "timeout": timeout})
-        with theirs:
+        try:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-c", _START, path, asked],
                 stdin=theirs.fileno(),
@@ -46,6 +46,11 @@ class KeptMonitor:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
+        except OSError as error:
+            ours.close()
+            raise errors.AttachError(f"no process can be started to hold the monitor: {error}") from error
+        finally:
+            theirs.close()
         ours.settimeout(6 * timeout + _PATIENCE_SECONDS)
         self._socket = ours
         self._stream = ours.makefile("rwb")

@@ -28,7 +28,7 @@ from tests.support.witness import Witness, undisturbed
 pytestmark = [pytest.mark.kvm, pytest.mark.sev]
 
 START, END = 0x100000, 0x1000000
-KILLS = 8
+KILLS = 5
 
 
 @dataclass
