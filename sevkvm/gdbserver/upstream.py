@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from sevkvm import errors
@@ -90,6 +91,7 @@ class UpstreamSession(Session):
 
     def _prepare(self) -> None:
         if self._stub is None:
+            self._tell_of_earlier_stop()
             stub = self._connect()
             try:
                 self._greet(stub)
@@ -98,6 +100,18 @@ class UpstreamSession(Session):
                 raise
             self._stub = stub
         self.target.stop()
+
+    def _tell_of_earlier_stop(self) -> None:
+        """A guest that stands still before we stop it: maybe a debugger was killed, and its breakpoints are set."""
+        status = ""
+        if self.monitor is not None:
+            with suppress(errors.SevKvmError):
+                status = "".join(self.monitor("info status", self.thread))
+        if "paused" in status:
+            self.tell(
+                "the guest stood still already: if a debugger was killed, its breakpoints are forgotten now; "
+                "the guest runs when gdb detaches"
+            )
 
     def _greet(self, stub: Stub) -> None:
         """Thread numbers are plain, since multiprocess is not asked for."""
