@@ -45,6 +45,10 @@ LISTS: dict[str, list[tuple[str, str]]] = {
     "Environment": [
         ("SEVKVM_DEBUG=1", "show where in sevkvm an error came from"),
         ("NO_COLOR=1", "no colours"),
+        (
+            "SEVKVM_DRGN=OPTIONS",
+            "for drgn's own command: the guest that its plug-in is to read (docs/drgn.md)",
+        ),
     ],
     "Files": [
         ("/proc/PID/", "where VMMs, their descriptors and mappings are found"),

@@ -110,7 +110,11 @@ class _Conversation:
         except OSError:
             pass  # it went away
         finally:
-            self._session.close()
+            try:
+                self._session.close()
+            finally:
+                # a signal may have cut that short, and there is no second: what is undone twice is undone
+                self._session.close()
         return self._spoken
 
     def _receive(self) -> None:

@@ -100,6 +100,7 @@ class UpstreamSession(Session):
 
     def _prepare(self) -> None:
         if self._stub is None:
+            self._tell_of_earlier_stop()
             with self._uninterrupted():
                 self._stub = self._greeted(self._connect())
         self.target.stop()
@@ -113,6 +114,18 @@ class UpstreamSession(Session):
             stub.close()
             raise
         return stub
+
+    def _tell_of_earlier_stop(self) -> None:
+        """A guest that stands still before we stop it: maybe a debugger was killed, and its breakpoints are set."""
+        status = ""
+        if self.monitor is not None:
+            with suppress(errors.SevKvmError):
+                status = "".join(self.monitor("info status", self.thread))
+        if "paused" in status:
+            self.tell(
+                "the guest stood still already: if a debugger was killed, its breakpoints are forgotten now; "
+                "the guest runs when gdb detaches"
+            )
 
     def _greet(self, stub: Stub) -> None:
         """Thread numbers are plain, since multiprocess is not asked for."""

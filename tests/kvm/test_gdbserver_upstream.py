@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +15,9 @@ import pytest
 from sevkvm.gdbserver.packet import frame
 from sevkvm.memory.source import Slot
 from sevkvm.paging.mode import PagingMode
-from tests.support.counting import COUNT_GPA, JUMP_GPA, LOOP_GPA, CountingGuest, counting_guest
+from tests.support.counting import CODE_GPA, COUNT_GPA, JUMP_GPA, LOOP_GPA, CountingGuest, counting_guest
 from tests.support.emulatedgdb import serving
-from tests.support.gdb import GdbServer, gdb, gdbserver, require_gdb
+from tests.support.gdb import GdbServer, gdb, gdb_argv, gdbserver, require_gdb
 from tests.support.gdbclient import Client
 from tests.support.killing import settle, shape
 from tests.support.qemu import require_kvm_qemu, require_qemu
@@ -178,19 +182,45 @@ def test_terminated_while_the_guest_stands(
         assert guest.moves()
 
 
-def test_killed_with_a_breakpoint_set(guest: CountingGuest, stub: str, tmp_path: Path) -> None:
-    """The guest's memory is as it was; the guest stands, since QEMU's stub lets it; the next client frees it."""
-    code = guest.memory(LOOP_GPA, 8)
-    with gdbserver(*options(guest, stub), directory=tmp_path) as server, Client(server) as client:
-        client.ask(b"?")
-        assert client.ask(b"Z0,%x,1" % LOOP_GPA) == b"OK"
-        server.process.kill()
-        server.process.wait(10)
-    assert guest.memory(LOOP_GPA, 8) == code
-    assert "paused" in guest.vmm.hmp("info status")
+def appears(path: Path) -> bool:
+    """gdb has come as far as to make this file, within a generous time."""
+    deadline = time.monotonic() + 60
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return path.exists()
+
+
+@pytest.mark.parametrize("runs", [False, True])
+def test_killed_with_breakpoints_of_a_real_gdb(
+    guest: CountingGuest, stub: str, tmp_path: Path, runs: bool
+) -> None:
+    """Guest memory is as it was throughout; the next attach says that the guest stood, and frees it of them."""
+    code = guest.memory(CODE_GPA, 32)
+    where = 0x9000 if runs else JUMP_GPA  # never hit, or each time round
+    breaks = [f"break *{where:#x}", f"hbreak *{where + 0x100:#x}", f"watch *(int *){COUNT_GPA + 64:#x}"]
+    ready, hit = tmp_path / "ready", tmp_path / "hit"
+    with gdbserver(*options(guest, stub), "--write", directory=tmp_path) as server:
+        steps = [*breaks, f"shell touch {ready}", "continue", f"shell touch {hit}; sleep 60"]
+        argv = gdb_argv(server.target, *steps)
+        with subprocess.Popen(argv, stdin=subprocess.DEVNULL, start_new_session=True) as process:
+            try:
+                assert appears(ready if runs else hit)
+                if runs:  # it stood, and moves when gdb has set them and said `continue`
+                    assert guest.moves()
+                assert guest.memory(CODE_GPA, 32) == code
+                server.process.kill()
+                server.process.wait(10)
+            finally:
+                os.killpg(process.pid, signal.SIGKILL)  # its shell, too
+    assert guest.memory(CODE_GPA, 32) == code
+    if not runs:
+        assert "paused" in guest.vmm.hmp("info status")
     with gdbserver(*options(guest, stub), directory=tmp_path) as server:
-        gdb(server.target, "detach")
+        text = gdb(server.target, f"x/2xb {JUMP_GPA:#x}", "detach")
+        assert re.search(r"^0x609:\s+0xeb\s+0xf9", text, re.M), text
         assert guest.moves()
+        assert ("the guest stood still already" in server.stderr()) == (not runs)
+    assert guest.memory(CODE_GPA, 32) == code
 
 
 def test_a_stop_has_an_end(guest: CountingGuest, stub: str, tmp_path: Path) -> None:

@@ -52,7 +52,9 @@ def agrees(said: str, told: Told) -> dict[str, list[str]]:
     assert found["secrets"] == {f"keeper-{keeper.name}": keeper.secret.decode() for keeper in KEEPERS}
     assert found["commands"] == [f"/bin/keeper-{keeper.name}" for keeper in KEEPERS]
     assert len(stacks) > 20
-    assert all("__schedule" in stack for stack in stacks.values())
+    # all that sleep do so in there; one that was just made and has not run yet has no more than its way out
+    assert all("__schedule" in stack for stack in stacks.values() if len(stack) > 1)
+    assert sum(len(stack) > 1 for stack in stacks.values()) > 20
     assert sum("kthread" in stack for stack in stacks.values()) > 10
     return dict(stacks)
 
