@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sevkvm import errors
 from sevkvm.attach.holding import DeputyHold, NoHold
 from sevkvm.attach.options import Needs
-from sevkvm.host import procfs, qemuargs
 from sevkvm.host.deputy import Deputy
 from sevkvm.host.kvm import VcpuFd, VmFd
 from sevkvm.host.port import LocalPort
@@ -85,18 +84,6 @@ def enter(
     return enter_vmm(vm_info, facts.vcpu_tids, options.timeout, remark)
 
 
-def sandbox_is_known(pid: int) -> bool:
-    """Does a deputy work under this VMM's seccomp filter, should we not be allowed to read it?
-
-    QEMU's strictest lets pass what a deputy calls; the pretend SEV host's kills nobody, and says that it is there.
-    """
-    with suppress(errors.SevKvmError):  # who may not look will not get in, and attaching says why
-        if qemuargs.is_qemu(procfs.cmdline(pid)):
-            return True
-        return procfs.environment(pid, "SEVKVM_SHIM") is not None
-    return False
-
-
 def enter_vmm(vm_info: VmInfo, vcpu_tids: Sequence[int], timeout: float, remark: str | None = None) -> Way:
     """Ourselves if that is us, else a deputy thread."""
     with ExitStack() as stack:
@@ -105,8 +92,7 @@ def enter_vmm(vm_info: VmInfo, vcpu_tids: Sequence[int], timeout: float, remark:
             port = stack.enter_context(LocalPort())
             way = _inside("local", port, NoHold(), vm_info, stack.close)
         else:
-            known = sandbox_is_known(vm_info.pid)
-            port = deputy = stack.enter_context(Deputy(vm_info.pid, timeout=timeout, trust_sandbox=known))
+            port = deputy = stack.enter_context(Deputy(vm_info.pid, timeout=timeout))
             way = _inside("deputy", port, DeputyHold(deputy, vcpu_tids), vm_info, stack.close)
             way.costs = lambda: _costs(deputy)
         way.remark = remark if way.info.encrypted else None

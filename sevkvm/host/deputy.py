@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
 from sevkvm import errors, native
 from sevkvm.abi.kvm import request_name
+from sevkvm.host import procfs, qemuargs
 
 if TYPE_CHECKING:
     from sevkvm.native import DeputyHandle
@@ -38,12 +41,25 @@ class DeputyInfo(NamedTuple):
     trusted: int
 
 
+def sandbox_is_known(pid: int, proc: Path = procfs.PROC) -> bool:
+    """Does a deputy work under this VMM's seccomp filter, should we not be allowed to read it?
+
+    QEMU's strictest lets pass what a deputy calls; the pretend SEV host's kills nobody, and says that it is there.
+    """
+    with suppress(errors.SevKvmError):  # who may not look will not get in, and attaching says why
+        if qemuargs.is_qemu(procfs.cmdline(pid, proc)):
+            return True
+        return procfs.environment(pid, "SEVKVM_SHIM", proc) is not None
+    return False
+
+
 class Deputy:
     """A context manager that is an IoctlPort: on leaving it nothing of ours remains in the process.
 
     ``timeout`` (seconds) bounds each wait. The VMM's seccomp filters are asked before it is made to call anything;
-    where they cannot be read (that takes CAP_SYS_ADMIN) the VMM is not entered, unless ``trust_sandbox`` says that
-    they are known to let a deputy work. Raises AttachError, VmNotFound or TargetTimeout.
+    where they cannot be read (that takes CAP_SYS_ADMIN) the VMM is not entered unless they are known to let a deputy
+    work: ``trust_sandbox``, or if that is None :func:`sandbox_is_known`.
+    Raises AttachError, VmNotFound or TargetTimeout.
     """
 
     def __init__(
@@ -52,11 +68,13 @@ class Deputy:
         *,
         scratch_nbytes: int = SCRATCH_NBYTES,
         timeout: float = 5.0,
-        trust_sandbox: bool = False,
+        trust_sandbox: bool | None = None,
     ) -> None:
         self.pid = pid
         self._timeout = timeout
         self._request = 0
+        if trust_sandbox is None:
+            trust_sandbox = sandbox_is_known(pid)
         self._handle: DeputyHandle | None = native.deputy_open(
             pid, scratch_nbytes, int(timeout * 1000), trust_sandbox=trust_sandbox
         )

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from sevkvm import errors
-from sevkvm.attach.entry import sandbox_is_known
-from sevkvm.host.deputy import Deputy
+from sevkvm.host.deputy import Deputy, sandbox_is_known
 from tests.support.build import ROOT, compile_program
 from tests.support.victim import Victim
 

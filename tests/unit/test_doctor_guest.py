@@ -299,6 +299,12 @@ WAYS: dict[str, tuple[dict[str, object], Change, list[str], int]] = {
         ],
         1,
     ),
+    "on-a-pretend-host": (
+        {"seccomp": 2, "argv": ("python3", "-m", "sevkvm", "lab"), "comm": "python3"},
+        lambda host: (host.me(seccomp=2), host.write(f"proc/{PID}/environ", "HOME=/\0SEVKVM_SHIM=1\0")),
+        ["[ PASS ]     - sandbox: seccomp filter of the pretend SEV host, which kills nobody"],
+        1,  # where its memory is nobody says
+    ),
     "strict-seccomp": (
         {"seccomp": 1},
         lambda host: None,
