@@ -43,6 +43,7 @@ class PlainGuest:
     memory: GuestMemory
     states: list[VcpuState]
     sev: SevInfo = field(default_factory=lambda: SevInfo(SevKind.NONE))
+    was_live: bool = False
 
     def registers(self) -> list[VcpuState]:
         """As given."""
