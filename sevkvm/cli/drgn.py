@@ -14,6 +14,7 @@ from sevkvm.cli.values import SECONDS, number
 from sevkvm.errors import UsageError
 
 if TYPE_CHECKING:
+    from sevkvm.cli.drgn_run import Code
     from sevkvm.drgnprog.symbols import SymbolOptions
     from sevkvm.guest import Guest
 
@@ -89,11 +90,13 @@ def command(
         raise UsageError(f"{script}: no such script", help="options come before the script, -e takes code")
     if hold is not None and session.file is not None:
         raise click.UsageError("--file and --hold exclude each other", click.get_current_context())
+    from sevkvm.cli.drgn_run import told
     from sevkvm.drgnprog.symbols import SymbolOptions
 
+    source = told(code, words)
     with session.open() as guest:
         symbols = SymbolOptions(files, not no_default_symbols)
-        _debug(guest, symbols, hold, max_age / 1000, code, words)
+        _debug(guest, symbols, hold, max_age / 1000, source, words)
 
 
 command.allow_interspersed_args = False  # what follows a script is the script's
@@ -113,7 +116,7 @@ def _debug(
     symbols: SymbolOptions,
     hold: float | None,
     max_age: float,
-    code: str | None,
+    code: Code | None,
     words: tuple[str, ...],
 ) -> None:
     from sevkvm.cli.drgn_hold import BoundedHold

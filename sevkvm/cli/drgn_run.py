@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from sevkvm.errors import EXIT_FAILURE, SevKvmError
 
@@ -24,8 +24,26 @@ _PROMPT_SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP)
 _OURS: Final = str(Path(__file__))
 
 
+class Code(NamedTuple):
+    """Python source, how tracebacks call it, and what its ``sys.argv`` begins with."""
+
+    source: str
+    name: str
+    argument: str
+
+
+def told(code: str | None, words: Sequence[str]) -> Code | None:
+    """The code of ``-e``, or of stdin where that is no terminal and no script was named; None otherwise.
+
+    To be asked before a guest is held: whoever writes to our stdin may take his time.
+    """
+    if code is not None:
+        return Code(code, "<string>", "-e")
+    return None if words or sys.stdin.isatty() else Code(sys.stdin.read(), "<stdin>", "")
+
+
 def run(
-    program: drgn.Program, code: str | None, words: Sequence[str], extras: Mapping[str, Any], banner: str
+    program: drgn.Program, code: Code | None, words: Sequence[str], extras: Mapping[str, Any], banner: str
 ) -> None:
     """``code``, or the script that ``words`` begin with, or a prompt; ``extras`` are more global names.
 
@@ -34,18 +52,17 @@ def run(
     from drgn import set_default_prog
     from drgn.cli import default_globals
 
-    if code is None and not words and sys.stdin.isatty():
+    if code is None and not words:
         _converse(program, extras, banner)
         return
     set_default_prog(program)
-    if code is None and words:
+    if code is None:
         with _script_arguments(words):
             _guarded(lambda: runpy.run_path(words[0], {"prog": program, **extras}, "__main__"))
         return
-    source, name = (sys.stdin.read(), "<stdin>") if code is None else (code, "<string>")
     names = {**default_globals(program), **extras}
-    with _script_arguments(["" if code is None else "-e", *words]):
-        _guarded(lambda: exec(compile(source, name, "exec"), names))
+    with _script_arguments([code.argument, *words]):
+        _guarded(lambda: exec(compile(code.source, code.name, "exec"), names))
 
 
 def version() -> str:

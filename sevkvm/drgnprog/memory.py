@@ -41,7 +41,8 @@ class ProgramMemory:
         self._max_age = max_age
         self._cbit_mask = form.cbit_mask
         self._decoder = decoder_for(form)
-        self._tables = {form.root_gpa: form.levels}  # levels by gpa, of those that were named so far
+        self._top = {form.root_gpa: form.levels}
+        self._tables = dict(self._top)  # levels by gpa, of those that pages we remember have named
         self._pages: dict[int, bytes] = {}  # by address >> 12, the C-bit included
         self._still = False
         self._expiry = math.inf
@@ -77,6 +78,7 @@ class ProgramMemory:
     def forget(self) -> None:
         """What was remembered is not true any more."""
         self._pages.clear()
+        self._tables = dict(self._top)
         self._memory.invalidate()
         self._expiry = math.inf
 

@@ -20,6 +20,8 @@ QUESTIONS = "; ".join(
     f"exec(open({str(HERE / name)!r}).read())" for name in ("drgn_says.py", "drgn_stacks.py")
 )
 
+_STACKS: dict[Path, dict[str, list[str]]] = {}
+
 
 def drgn_argv(where: Sequence[str], *words: str) -> list[str]:
     """The command line of ``sevkvm drgn``."""
@@ -60,6 +62,8 @@ def agrees(said: str, told: Told) -> dict[str, list[str]]:
 
 
 def stacks_of_dump(core: Path, told: Told) -> dict[str, list[str]]:
-    """What drgn itself says of a dump."""
-    said = run(require_module("drgn"), "-q", "-c", core, *symbols(told), HERE / "drgn_stacks.py")
-    return dict(json.loads(said.splitlines()[0]))
+    """What drgn itself says of a dump; asked once each."""
+    if core not in _STACKS:
+        said = run(require_module("drgn"), "-q", "-c", core, *symbols(told), HERE / "drgn_stacks.py")
+        _STACKS[core] = json.loads(said.splitlines()[0])
+    return _STACKS[core]

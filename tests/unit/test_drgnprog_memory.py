@@ -94,6 +94,16 @@ def test_a_table_that_nothing_has_named_yet_is_what_its_address_says(ram: Ram) -
     assert read(memory_of(ram), UPPER, 1) == b"\x02"
 
 
+def test_a_page_that_was_a_table_is_none_any_more_when_the_guest_has_run(ram: Ram) -> None:
+    memory = memory_of(ram)
+    read(memory, ROOT, 8)
+    assert read(memory, UPPER, 8) == struct.pack("<Q", ram.tables[UPPER])
+    ram.tables[ROOT] = 0
+    memory.forget()
+    read(memory, ROOT, 8)
+    assert read(memory, UPPER, 1) == b"\x02"
+
+
 @pytest.mark.parametrize("cbit", [0, CBIT])
 def test_what_cannot_be_read_is_a_fault_that_names_the_first_byte(ram: Ram, cbit: int) -> None:
     memory = memory_of(ram)
