@@ -46,7 +46,7 @@ PTRACE_HELP = (
 
 SANDBOX_HELP = (
     "it was left as it was: what its filter forbids would have killed it; root (CAP_SYS_ADMIN), itself under no "
-    "filter, may read it; else change the VMM's sandbox, or start the VMM without"
+    "filter, may read it; --via mirror does not enter the VMM; else change its sandbox, or start it without"
 )
 
 

@@ -15,7 +15,6 @@ import pytest
 from sevkvm.attach import AttachOptions, open_guest
 from sevkvm.host.deputy import Deputy
 from sevkvm.lab.sealed import SealedLinux
-from sevkvm.shim.supervisor import SevHost
 from tests.support.drgnsays import QUESTIONS, agrees, drgn_argv, sevkvm_drgn, stacks_of_dump, symbols
 from tests.support.killing import assert_left, shape
 from tests.support.lab import SUBPROCESS_ENVIRONMENT
@@ -24,6 +23,7 @@ from tests.support.qemu_sealed import CPU, load_ram, sealed_qemu
 from tests.support.readers.dumps import Dumps, sealed
 from tests.support.readers.programs import require_module
 from tests.support.readers.told import told_by
+from tests.support.sevhost import Host, sev_host
 
 pytestmark = [pytest.mark.kvm, pytest.mark.sev]
 
@@ -41,7 +41,7 @@ class Encrypted:
     """A Linux in QEMU on the pretend host, and the options that lead to it."""
 
     linux: SealedLinux
-    host: SevHost
+    host: Host
     vmm: QemuVmm
     where: list[str]
     socket: Path
@@ -69,7 +69,7 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encrypted]:
     linux = sealed(4, 51)
     socket = tmp_path_factory.mktemp("third") / "qmp"
     third = ["-qmp", f"unix:{socket},server=on,wait=off"]
-    with SevHost() as host, sealed_qemu(linux, popen=host.popen, sev_policy=0, extra=third) as vmm:
+    with sev_host() as host, sealed_qemu(linux, popen=host.popen, sev_policy=0, extra=third) as vmm:
         yield Encrypted(linux, host, vmm, options(linux, vmm), socket)
 
 
@@ -81,12 +81,13 @@ def test_four_levels_and_bit_51(guest: Encrypted, dumps: Dumps) -> None:
     assert_left(guest.vmm.pid, before)
 
 
+@pytest.mark.pretended("the processor has its C-bit where it has it")
 def test_four_levels_and_bit_47(dumps: Dumps) -> None:
     require_kvm_qemu()
     linux = sealed(4, 47)
     told = told_by(linux)
     words = [*symbols(told), "-e", QUESTIONS]
-    with SevHost() as host, sealed_qemu(linux, popen=host.popen, sev_policy=0) as vmm:
+    with sev_host() as host, sealed_qemu(linux, popen=host.popen, sev_policy=0) as vmm:
         done = sevkvm_drgn(options(linux, vmm), *words)
     assert done.returncode == 0, done.stderr
     assert agrees(done.stdout, told) == stacks_of_dump(dumps.dump((4, 51, "strip")), told)
@@ -100,7 +101,7 @@ def test_five_levels(dumps: Dumps) -> None:
     root = linux.vcpus[0].sregs.cr3 & 0x000F_FFFF_FFFF_F000 & ~(1 << 51)
     words = [*symbols(told), "-e", QUESTIONS]
     settings = {"ram": f"{machine.ram_nbytes >> 20}M", "cpus": machine.cpus, "extra": ["-cpu", CPU]}
-    with SevHost() as host, qemu(sev_policy=0, popen=host.popen, **settings) as vmm:
+    with sev_host() as host, qemu(sev_policy=0, popen=host.popen, **settings) as vmm:
         with Deputy(vmm.pid) as port:
             load_ram(vmm, linux, port, encrypt=True)
         done = sevkvm_drgn([*options(linux, vmm), "--cr3", hex(root), "--paging", "5level"], *words)

@@ -15,9 +15,8 @@ from typing import Any
 
 import pytest
 
-from sevkvm.shim.supervisor import SevHost
 from tests.support.lab import SUBPROCESS_ENVIRONMENT, LabGuest, lab_guest
-from tests.support.sevhost import require_kvm_mode
+from tests.support.sevhost import Host, require_kvm_mode, sev_host
 from tests.support.sevprog import start
 from tests.support.witness import Witness, undisturbed
 
@@ -41,7 +40,7 @@ class Said:
         return json.loads(self.stdout)
 
 
-def sevkvm(host: SevHost, *argv: str, shell: str = "") -> Said:
+def sevkvm(host: Host, *argv: str, shell: str = "") -> Said:
     """Run it on the pretend host: a mirror is a VM there."""
     words = [sys.executable, "-m", "sevkvm", *argv]
     if shell:
@@ -55,7 +54,7 @@ def sevkvm(host: SevHost, *argv: str, shell: str = "") -> Said:
 
 @dataclass
 class Lab:
-    host: SevHost
+    host: Host
     guest: LabGuest
 
     def run(self, command: str, *more: str) -> Said:
@@ -67,7 +66,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     kvm, generation = request.param
     require_kvm_mode(kvm)
     with (
-        SevHost(kvm=kvm, generation=generation, cbit_pos=51) as host,
+        sev_host(kvm=kvm, generation=generation, cbit_pos=51) as host,
         lab_guest(policy=0, backing="memfd", popen=host.popen) as guest,
     ):
         yield Lab(host, guest)
@@ -133,7 +132,7 @@ def test_what_a_mirror_has_not_is_said(lab: Lab, tmp_path: Path) -> None:
 
 def test_nothing_is_left_of_killed_mirrors() -> None:
     """A mirror that were left would keep the guest alive in the firmware when its VMM ends."""
-    with SevHost(cbit_pos=51) as host:
+    with sev_host(cbit_pos=51) as host:
         with lab_guest(policy=0, backing="memfd", popen=host.popen) as guest:
 
             def killed() -> int:
@@ -165,12 +164,12 @@ def test_nothing_is_left_of_killed_mirrors() -> None:
 
 
 @pytest.fixture(scope="module")
-def host() -> Iterator[SevHost]:
-    with SevHost(cbit_pos=51) as host:
+def host() -> Iterator[Host]:
+    with sev_host(cbit_pos=51) as host:
         yield host
 
 
-def test_a_sev_es_guest(host: SevHost) -> None:
+def test_a_sev_es_guest(host: Host) -> None:
     with lab_guest(policy=4, backing="memfd", popen=host.popen) as guest:
         words = [*guest.facts["arguments"], *CBIT, "--via", "mirror"]
         mark = guest.image.landmarks[0]
@@ -181,7 +180,7 @@ def test_a_sev_es_guest(host: SevHost) -> None:
         assert "SEV-ES guest: its registers are encrypted" in said.stderr
 
 
-def test_a_vmm_that_ends_meanwhile(host: SevHost) -> None:
+def test_a_vmm_that_ends_meanwhile(host: Host) -> None:
     """Its guest must not be kept alive by whoever looks at it."""
     with lab_guest(policy=0, backing="memfd", popen=host.popen) as guest:
         before = host.log.names().count("DBG_DECRYPT")
@@ -214,7 +213,7 @@ def test_a_vmm_that_ends_meanwhile(host: SevHost) -> None:
         assert len(out) < 6 << 20
 
 
-def test_anonymous_memory(host: SevHost) -> None:
+def test_anonymous_memory(host: Host) -> None:
     with lab_guest(policy=0, popen=host.popen) as guest:
         words = [*guest.facts["arguments"], *CBIT]
         # what protects it can be told all the same
@@ -228,7 +227,7 @@ def test_anonymous_memory(host: SevHost) -> None:
         assert (said.status, said.stderr) == (0, "")
 
 
-def test_a_plain_guest_is_just_read(host: SevHost, tmp_path: Path) -> None:
+def test_a_plain_guest_is_just_read(host: Host, tmp_path: Path) -> None:
     for backing in ("memfd", "anonymous"):
         with lab_guest(backing=backing, popen=host.popen) as guest:
             words = [*guest.facts["arguments"], "--via", "mirror"]
@@ -270,7 +269,7 @@ sys.stdin.read()
 class Program:
     """A VMM of another kind: 16 KiB of RAM, no monitor, no vCPU."""
 
-    host: SevHost
+    host: Host
     process: subprocess.Popen[str]
     facts: dict[str, int]
 
@@ -281,7 +280,7 @@ class Program:
 
 
 @pytest.fixture
-def vmm(request: pytest.FixtureRequest, host: SevHost) -> Iterator[Program]:
+def vmm(request: pytest.FixtureRequest, host: Host) -> Iterator[Program]:
     process = start(host, PROGRAM, request.param, stdin=subprocess.PIPE)
     assert process.stdin
     assert process.stdout
@@ -330,7 +329,7 @@ def test_numbers_of_dev_sev(vmm: Program, found: bool) -> None:
     assert "our limit is 256" in said.stderr
 
 
-def test_outside_of_the_pretend_host_there_is_no_mirror(host: SevHost) -> None:
+def test_outside_of_the_pretend_host_there_is_no_mirror(host: Host) -> None:
     """Then the kernel underneath is asked, which knows of no encryption context."""
     if host.standin:
         pytest.skip("no /dev/kvm: VMs of the stand-in are files to everybody else")

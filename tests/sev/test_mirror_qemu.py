@@ -17,12 +17,12 @@ import pytest
 
 from sevkvm.lab.files import mapped
 from sevkvm.lab.sealed import SealedLinux
-from sevkvm.shim.supervisor import SevHost
 from tests.support.build import ROOT
 from tests.support.killing import settle, shape
 from tests.support.linux import require_sealed_linux
 from tests.support.qemu import QemuVmm, require_kvm_qemu
 from tests.support.qemu_sealed import sealed_qemu
+from tests.support.sevhost import Host, sev_host
 from tests.support.witness import Witness, undisturbed
 
 pytestmark = [pytest.mark.kvm, pytest.mark.sev]
@@ -35,7 +35,7 @@ KILLS = 6
 class Sealed:
     """The lab's Linux in QEMU on a pretend host, and sevkvm there too."""
 
-    host: SevHost
+    host: Host
     vmm: QemuVmm
     linux: SealedLinux
 
@@ -74,7 +74,7 @@ def sealed(
         {"memfd": True} if backing == "memfd" else {"ram_file": tmp_path_factory.mktemp("ram") / "ram"}
     )
     with (
-        SevHost(generation=generation) as host,
+        sev_host(generation=generation) as host,
         sealed_qemu(linux, popen=host.popen, sev_policy=0, sandbox=True, **memory) as vmm,
     ):
         yield Sealed(host, vmm, linux)
