@@ -18,12 +18,11 @@ import pytest
 from sevkvm.lab.files import mapped
 from sevkvm.lab.sealed import SealedLinux
 from tests.support.build import ROOT
-from tests.support.killing import settle, shape
 from tests.support.linux import require_sealed_linux
 from tests.support.qemu import QemuVmm, require_kvm_qemu
 from tests.support.qemu_sealed import sealed_qemu
 from tests.support.sevhost import Host, sev_host
-from tests.support.witness import Witness, undisturbed
+from tests.support.witness import Witness, settled, undisturbed
 
 pytestmark = [pytest.mark.kvm, pytest.mark.sev]
 
@@ -54,6 +53,22 @@ class Sealed:
         out, err = process.communicate(timeout=120)
         assert process.returncode == status, err
         return out, err
+
+    def left_over(self) -> list[str]:
+        """Processes that were told of this QEMU's monitor, once those that end have ended."""
+        deadline = time.monotonic() + 20
+        while (found := list(self._askers())) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return found
+
+    def _askers(self) -> Iterator[str]:
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                words = path.read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            if self.vmm.qmp_path in words and "sevkvm" in words and int(path.parent.name) != self.vmm.pid:
+                yield words
 
     def json(self, command: str, *words: str) -> Any:
         return json.loads(self.run(command, "--json", *words)[0])
@@ -154,7 +169,7 @@ def test_writing(sealed: Sealed) -> None:
 def test_killed_at_random_moments(sealed: Sealed, tmp_path: Path) -> None:
     """While it starts and asks the monitor, and while it decrypts; QEMU has nothing of it to get over."""
     chance = random.Random(20261128)
-    wanted = shape(sealed.vmm.pid)
+    wanted = Witness(sealed.vmm.pid).look()
     out = tmp_path / "x"
     words = ("--gpa", f"{START:#x}:{END:#x}", "--no-scan", "--force", "--via", "mirror", "-o", str(out))
     killed = 0
@@ -179,7 +194,8 @@ def test_killed_at_random_moments(sealed: Sealed, tmp_path: Path) -> None:
         undisturbed(sealed.vmm.pid, lambda attached=turn % 2 == 0: kill(attached))
         assert sealed.vmm.process.poll() is None
     assert killed > KILLS // 4
-    assert settle(sealed.vmm.pid, wanted) == wanted
+    assert sealed.left_over() == []
+    assert settled(sealed.vmm.pid, wanted) == wanted
     assert "VM status: paused" in sealed.vmm.hmp("info status")
     out.unlink(missing_ok=True)
     sealed.run("dump", *words)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+Shape = tuple[int, int, int]
 _PAUSE_SECONDS = 0.003  # a pretend host may be served by this very process
 _ATTEMPTS = 4
 
@@ -32,9 +33,9 @@ class Witness:
         self.looks = 0
         self.tracers: set[int] = set()
         self.states: set[str] = set()
-        self.shapes: set[tuple[int, int, int]] = set()
+        self.shapes: set[Shape] = set()
 
-    def look(self) -> None:
+    def look(self) -> Shape:
         """Once."""
         tasks = list((self._proc / "task").iterdir())
         for task in tasks:
@@ -50,8 +51,10 @@ class Witness:
             if int(fields["TracerPid"]):
                 self.tracers.add(int(fields["TracerPid"]))
         mappings = len((self._proc / "maps").read_text().splitlines())
-        self.shapes.add((len(tasks), self._descriptors(), mappings))
+        shape = len(tasks), self._descriptors(), mappings
+        self.shapes.add(shape)
         self.looks += 1
+        return shape
 
     def _descriptors(self) -> int:
         count = 0
@@ -92,3 +95,11 @@ def undisturbed(pid: int, act: Callable[[], int]) -> Witness:
         if not witness.tracers and len(witness.shapes) == 1 and witness.states <= {"S", "R", "D"}:
             return witness
     raise AssertionError(f"{witness.tracers} {witness.shapes} {witness.states}: who does that?")
+
+
+def settled(pid: int, wanted: Shape) -> Shape:
+    """What is seen of a process once it is this, else in the end."""
+    deadline = time.monotonic() + 10
+    while (seen := Witness(pid).look()) != wanted and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return seen
