@@ -103,10 +103,10 @@ def test_code_from_stdin_without_symbols(guest: Plain, tmp_path: Path) -> None:
     assert f"linux-image-{release}-dbg (Debian)" in done.stderr
 
 
-def test_the_vmms_end_is_said_as_such(tmp_path: Path) -> None:
+def test_the_vmms_end_is_said_as_such() -> None:
     require_kvm_qemu()
-    linux = sealed(4, 51).plain
-    with sealed_qemu(linux) as vmm:
+    require_module("drgn")
+    with sealed_qemu(sealed(4, 51).plain) as vmm:
         code = "print('go', flush=True)\nwhile True: prog.read(0x100000, 8, True)"
         where = ["--pid", str(vmm.pid), "--qmp", vmm.qmp_path, "--no-default-symbols", "--max-age", "0"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": SUBPROCESS_ENVIRONMENT}
@@ -178,7 +178,7 @@ def test_the_prompt(guest: Plain, tmp_path: Path) -> None:
     assert_left(guest.vmm.pid, before)
 
 
-def test_a_guest_without_linux_is_refused(tmp_path: Path) -> None:
+def test_a_guest_without_linux_is_refused() -> None:
     require_kvm_qemu()
     require_module("drgn")
     with qemu() as vmm:
