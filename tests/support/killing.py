@@ -62,6 +62,14 @@ def marks(pid: int) -> list[str]:
     return found
 
 
+def settle_marks(pid: int) -> set[str]:
+    """:func:`marks` when a deputy that outlived us has had time to finish its call and to clean up behind itself."""
+    deadline = time.monotonic() + 10
+    while set(marks(pid)) - {"0x1000"} and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return set(marks(pid))
+
+
 def assert_left(pid: int, before: Shape) -> None:
     """What we added to the process is gone: threads, descriptors, areas. Its own heap may have changed meanwhile."""
     deadline = time.monotonic() + 10
