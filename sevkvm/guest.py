@@ -3,137 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final
 
 from sevkvm import errors
 from sevkvm.abi.x86 import MSR_KERNEL_GS_BASE
-from sevkvm.linux.ram import LIMIT_PAGES, Progress
-from sevkvm.memory.policy import SevInfo, SevKind
+from sevkvm.guestparts import GuestParts
 from sevkvm.memory.source import Span
 from sevkvm.paging.form import PagingForm, PagingMode
 from sevkvm.paging.walk import Walker
 from sevkvm.vcpu import VcpuState, paging_mode, root_gpa
 
 if TYPE_CHECKING:
-    from sevkvm.abi.kvm import Regs, Sregs
     from sevkvm.abi.kvmstate import MoreState
-    from sevkvm.dumpfile import DumpContents
+    from sevkvm.guestparts import Vcpu
     from sevkvm.linux.finder import KernelFinder
     from sevkvm.linux.symbols import Symbols
     from sevkvm.linux.vmcoreinfo import VmcoreInfo
-    from sevkvm.memory.source import PhysicalMemory, SlotMap
     from sevkvm.memory.write import WritePlan
     from sevkvm.paging.walk import Translation
 
-__all__ = ["Guest", "GuestParts", "SevInfo", "SevKind"]
+__all__ = ["Guest"]
 
 _ACCESS_NBYTES: Final = (1, 2, 4, 8)
-
-
-class Holder(Protocol):
-    """Who can keep the vCPUs from running."""
-
-    def hold(self) -> object:
-        """Stop them."""
-        ...
-
-    def release(self) -> None:
-        """Let them run."""
-        ...
-
-
-class Vcpu(Protocol):
-    """Who tells one vCPU's registers: a descriptor of the VMM, or a dump."""
-
-    @property
-    def index(self) -> int:
-        """Its number."""
-        ...
-
-    @property
-    def unknown(self) -> frozenset[str]:
-        """Fields of ``get_sregs()`` that are not known."""
-        ...
-
-    def get_regs(self) -> Regs:
-        """General registers."""
-        ...
-
-    def get_sregs(self) -> Sregs:
-        """Segments, descriptor tables and control registers."""
-        ...
-
-    def get_msr(self, msr: int) -> int | None:
-        """A model-specific register; None where nobody tells it."""
-        ...
-
-    def get_more(self) -> MoreState | None:
-        """FPU, debug registers and the like; None where nobody tells any."""
-        ...
-
-
-class Backing(Protocol):
-    """Who knows which parts of the VMM's memory were ever touched."""
-
-    def ranges(self, hva: int, nbytes: int) -> Iterable[tuple[int, int, bool | None]]:
-        """``(hva, nbytes, state)``: True can be read, False was never written, None cannot be told."""
-        ...
-
-
-class Devices(Protocol):
-    """Who reads the registers of the guest's devices: the VMM."""
-
-    def read(self, gpa: int, nbytes: int) -> bytes:
-        """What a device answers to one access, made once; MemoryFault where none answers."""
-        ...
-
-    def paused(self) -> bool:
-        """The VMM itself keeps the vCPUs from running."""
-        ...
-
-    def close(self) -> None:
-        """Hang up until the next question: others may want to ask."""
-        ...
-
-
-class GuestParts(NamedTuple):
-    """What ``attach`` wires together. ``pid`` and ``vm_fd`` are None for a guest that is a dump: ``contents``.
-
-    ``no_registers``: why registers cannot be known, or None. ``cr3``, ``vcpu`` and ``paging`` are the user's
-    choices. ``search_pages`` and ``searching``: how much may be read in search of the kernel, and who is told of it.
-    ``late_sev``: what is learned of the C-bit at the price of a search, asked when page tables are to be read.
-    ``backing`` is None for a dump. ``devices`` is None unless the user asked for reading them.
-    ``backing`` is None for a dump. ``aloof``: to hold the guest is more than a pause for it, and registers are told of
-    one that runs.
-    ``way`` names the way in, ``way_remark`` why it is not another; None for a dump.
-    """
-
-    pid: int | None
-    vm_fd: int | None
-    name: str
-    sev: SevInfo
-    slots: SlotMap
-    memory: PhysicalMemory
-    vcpus: Sequence[Vcpu]
-    holder: Holder
-    costs: Callable[[], dict[str, int]]
-    warn: Callable[[str], None]
-    no_registers: str | None = None
-    cr3: int | None = None
-    vcpu: int | None = None
-    contents: DumpContents | None = None
-    paging: PagingMode | None = None
-    search_pages: int = LIMIT_PAGES
-    searching: Progress = lambda done, limit: None
-    late_sev: Callable[[], SevInfo] | None = None
-    backing: Backing | None = None
-    devices: Devices | None = None
-    aloof: bool = False
-    way: str | None = None
-    way_remark: str | None = None
 
 
 class Guest:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from sevkvm.attach.options import AttachOptions
     from sevkvm.attach.told import MonitorFacts
-    from sevkvm.guest import Holder
+    from sevkvm.guestparts import Holder
     from sevkvm.host.kvm import VcpuFd
     from sevkvm.memory.policy import SevInfo
 

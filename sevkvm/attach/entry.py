@@ -19,7 +19,7 @@ from sevkvm.memory.policy import SevInfo, ask_kernel
 if TYPE_CHECKING:
     from sevkvm.attach.options import AttachOptions, Warn
     from sevkvm.attach.told import MonitorFacts
-    from sevkvm.guest import Holder, Vcpu
+    from sevkvm.guestparts import Holder, Vcpu
     from sevkvm.host.discovery import VmInfo
     from sevkvm.host.port import IoctlPort
     from sevkvm.memory.source import SlotMap

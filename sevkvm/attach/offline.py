@@ -13,7 +13,8 @@ from sevkvm.attach.filecbit import file_cbit, searched_cbit, stripped_bit
 from sevkvm.attach.holding import NoHold
 from sevkvm.dumpfile import open_contents
 from sevkvm.dumpfile.image import MappedFile
-from sevkvm.guest import Guest, GuestParts
+from sevkvm.guest import Guest
+from sevkvm.guestparts import GuestParts
 from sevkvm.memory.file import FileMemory
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from sevkvm.attach.cbit import with_cbit
 from sevkvm.attach.entry import enter, enter_vmm
 from sevkvm.attach.options import Needs
 from sevkvm.attach.told import ask_monitor, slot_map
-from sevkvm.guest import Guest, GuestParts
+from sevkvm.guest import Guest
+from sevkvm.guestparts import GuestParts
 from sevkvm.host import discovery
 from sevkvm.host.backing import Backing
 from sevkvm.memory.guest import GuestMemory

@@ -14,8 +14,8 @@ from sevkvm.memory.policy import SevKind
 if TYPE_CHECKING:
     from sevkvm.abi.policy import AnyPolicy
     from sevkvm.cli.options import GuestSession
-    from sevkvm.guest import SevInfo
     from sevkvm.host.qemusev import SevArgs, SevObject
+    from sevkvm.memory.policy import SevInfo
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from sevkvm.abi.kvm import Segment
-    from sevkvm.guest import SevInfo
+    from sevkvm.memory.policy import SevInfo
     from sevkvm.vcpu import VcpuState
 
 _GENERAL = (

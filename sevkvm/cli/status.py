@@ -11,7 +11,8 @@ from sevkvm.cli.render import hexadecimal, print_facts, print_json, print_table,
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from sevkvm.guest import Guest, SevInfo
+    from sevkvm.guest import Guest
+    from sevkvm.memory.policy import SevInfo
 
 _CBIT_SOURCES = {
     "option": "said by --cbit-pos",

@@ -17,7 +17,7 @@ from sevkvm.abi.x86 import PAGE_MASK, PAGE_NBYTES
 from sevkvm.pages.pagemap import PageKind
 
 if TYPE_CHECKING:
-    from sevkvm.guest import Backing
+    from sevkvm.guestparts import Backing
     from sevkvm.memory.source import PhysicalMemory, SlotMap
     from sevkvm.pages.pagemap import PageMap
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from sevkvm.abi.kvm import SREGS_NBYTES, Regs, Sregs
-from sevkvm.guest import Guest, GuestParts
+from sevkvm.guest import Guest
+from sevkvm.guestparts import GuestParts
 from sevkvm.memory.policy import SevInfo, SevKind
 from sevkvm.memory.source import Slot, SlotMap
 from sevkvm.paging.mode import PagingMode

@@ -21,7 +21,8 @@ from sevkvm.gdbserver.listen import UnixAddress, listening
 from sevkvm.gdbserver.server import Limits, Server
 from sevkvm.gdbserver.stub import Stub
 from sevkvm.gdbserver.upstream import UpstreamSession
-from sevkvm.guest import Guest, GuestParts
+from sevkvm.guest import Guest
+from sevkvm.guestparts import GuestParts
 from sevkvm.lab.image import VcpuInit
 from sevkvm.lab.registers import parse_registers
 from sevkvm.memory.guest import GuestMemory

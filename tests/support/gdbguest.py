@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sevkvm.abi.policybits import POLICY_ES
-from sevkvm.guest import Guest, GuestParts
+from sevkvm.guest import Guest
+from sevkvm.guestparts import GuestParts
 from sevkvm.host.kvm import VcpuFd, VmFd
 from sevkvm.lab.demo import DemoOptions, demo_image
 from sevkvm.memory.guest import GuestMemory

@@ -12,7 +12,8 @@ from __future__ import annotations
 from typing import Any
 
 from sevkvm.abi import sev
-from sevkvm.guest import Guest, GuestParts
+from sevkvm.guest import Guest
+from sevkvm.guestparts import GuestParts
 from sevkvm.host.kvm import VmFd
 from sevkvm.memory.guest import GuestMemory
 from sevkvm.memory.hva import HvaSource

@@ -10,13 +10,14 @@ import pytest
 from sevkvm import errors
 from sevkvm.abi.policy import Policy
 from sevkvm.abi.policybits import POLICY_ES, POLICY_NODBG
-from sevkvm.guest import Guest, GuestParts, SevInfo, SevKind
+from sevkvm.guest import Guest
+from sevkvm.guestparts import GuestParts
 from sevkvm.host.kvm import VcpuFd, VmFd
 from sevkvm.lab.demo import DemoOptions, demo_image
 from sevkvm.lab.image import Image
 from sevkvm.memory.guest import GuestMemory
 from sevkvm.memory.hva import HvaSource
-from sevkvm.memory.policy import ask_kernel, require_debug
+from sevkvm.memory.policy import SevInfo, SevKind, ask_kernel, require_debug
 from sevkvm.memory.sevdbg import SevDbgSource
 from sevkvm.memory.source import Slot, SlotMap
 from sevkvm.shim.port import FakeGuest, launch_guest

@@ -18,7 +18,8 @@ from click.testing import CliRunner, Result
 import sevkvm
 from sevkvm.attach.options import Needs
 from sevkvm.cli.program import program
-from sevkvm.guest import Guest, GuestParts
+from sevkvm.guest import Guest
+from sevkvm.guestparts import GuestParts
 from sevkvm.host.kvm import VcpuFd, VmFd
 from sevkvm.lab.tables import TableBuilder
 from sevkvm.lab.vcpus import long_mode_vcpu
