@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import selectors
 import shutil
 import socket
@@ -27,6 +28,8 @@ PROGRAM: Final = "qemu-system-x86_64"
 _CONSOLE_NBYTES_MAX: Final = 1 << 20
 _ANSWER_NBYTES_MAX: Final = 1 << 22
 _MONITOR_SECONDS: Final = 20.0  # for one answer
+_LOOKS: Final = 250  # whether it is at rest
+_LOOK_SECONDS: Final = 0.02
 
 Progress = Callable[[str], None]
 
@@ -118,16 +121,35 @@ class Emulator:
         raise ProtocolError(f"the guest filled its console and never said {line!r}")
 
     def stop(self) -> tuple[VcpuInit, ...]:
-        """Stop the guest for good and read its registers; from then on the RAM file stands still."""
+        """Stop the guest for good and read its registers; from then on the RAM file stands still.
+
+        It is stopped at rest, every vCPU halted in the kernel's idle loop, if it comes to rest within some seconds:
+        else no two boots would be alike.
+        """
         with socket.socket(socket.AF_UNIX) as channel:
             channel.settimeout(_MONITOR_SECONDS)
             channel.connect(str(self._monitor))
             with channel.makefile("rwb") as stream:
                 _receive(stream, "QMP")
-                for command in ("qmp_capabilities", "stop"):
-                    _execute(stream, command)
-                text = _execute(stream, "human-monitor-command", **{"command-line": "info registers -a"})
-        return tuple(parse_registers(str(text).replace("\r\n", "\n")))
+                _execute(stream, "qmp_capabilities")
+                text = _stopped(stream)
+                for _ in range(_LOOKS):
+                    if _at_rest(text):
+                        break
+                    _execute(stream, "cont")
+                    time.sleep(_LOOK_SECONDS)
+                    text = _stopped(stream)
+        return tuple(parse_registers(text))
+
+
+def _stopped(stream: Any) -> str:
+    _execute(stream, "stop")
+    text = _execute(stream, "human-monitor-command", **{"command-line": "info registers -a"})
+    return str(text).replace("\r\n", "\n")
+
+
+def _at_rest(registers: str) -> bool:
+    return set(re.findall(r"\bHLT=([01])", registers)) == {"1"}
 
 
 def _execute(stream: Any, command: str, **arguments: str) -> object:
