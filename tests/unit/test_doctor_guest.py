@@ -58,7 +58,8 @@ def tree(finding: Finding) -> list[str]:
 
 GUESSED = (
     f"guest memory was guessed from the mappings of process {PID} and its command line: the video window, ROM and"
-    " flash below 1 MiB and below 4 GiB are missing or show the RAM behind them; --qmp or --slot is exact"
+    " flash below 1 MiB and below 4 GiB are missing or show the RAM behind them;"
+    " --qmp, --libvirt or --slot is exact"
 )
 PLAIN = f"""\
 [ WARN ] - guest: g1, pid {PID}, VM descriptor 9
