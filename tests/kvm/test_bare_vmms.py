@@ -10,62 +10,23 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.support.barevmm import PATTERN, RAM_NBYTES, BareVmm, running
 from tests.support.build import compile_program
 from tests.support.killing import settle, shape
 from tests.support.qemu import require_kvm
 
 pytestmark = pytest.mark.kvm
-RAM_NBYTES = 2 << 20
-PATTERN = bytes((at * 7 + (at >> 12)) & 0xFF for at in range(RAM_NBYTES))
 BARE = ("-static", "-nostdlib", "-fno-stack-protector", "-fno-builtin", "-DBARE")
-
-
-@dataclass
-class BareVmm:
-    """tests/csrc/bare_vmm.c, running. ``hva``: where its RAM is, as it said itself."""
-
-    process: subprocess.Popen[bytes]
-    vm_fd: int
-    hva: int
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    @property
-    def slot(self) -> str:
-        return f"0:{RAM_NBYTES:#x}:{self.hva:#x}"
-
-    def answers(self) -> bool:
-        """Its own thread does what it always did."""
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.write(b"x")
-        return self.process.stdout.read(1) == b"."
 
 
 @pytest.fixture(scope="module")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     require_kvm()
     return tmp_path_factory.mktemp("bare")
-
-
-@contextmanager
-def running(program: Path) -> Iterator[BareVmm]:
-    process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
-    try:
-        assert process.stdout
-        fd, hva = process.stdout.read(64).split()
-        yield BareVmm(process, int(fd), int(hva, 16))
-    finally:
-        process.kill()
-        process.communicate(timeout=10)
 
 
 @pytest.fixture(scope="module")

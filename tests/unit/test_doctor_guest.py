@@ -350,7 +350,7 @@ def test_no_such_guest(host: FakeHost) -> None:
     finding = examine(host)
     assert tree(finding) == [
         f"[ FAIL ] - guest: no process {PID}",
-        "           hint: `sevkvm list` shows the VMs of this host",
+        "           hint: `sevkvm list` shows the VMs of this host; in a container only its own",
     ]
     assert exit_status([finding]) == errors.EXIT_FAILURE
 
