@@ -41,7 +41,7 @@ def open_guest(
     With ``need_debug`` a policy that forbids debugging, and SEV-SNP, are refused here. Raises VmNotFound,
     AttachError, DebugForbidden, PlatformUnsupported, UsageError, TargetTimeout.
     """
-    vm_info = discovery.resolve(options.pid, options.vm_fd)
+    vm_info = discovery.resolve(options.pid, options.vm_fd, domain=options.libvirt)
     with ExitStack() as stack:
         facts = ask_monitor(vm_info.pid, options, warn)
         told = slot_map(vm_info.pid, options, facts, warn, required=True) if options.slots else None

@@ -15,6 +15,7 @@ import pytest
 from tests.support.gdb import gdb, gdbserver, require_gdb
 from tests.support.killing import settle, shape
 from tests.support.libvirt import Domain, libvirt_domain, require_libvirt
+from tests.support.qemu import qemu
 
 pytestmark = pytest.mark.kvm
 BIOS_GPA, BIOS_NBYTES = 0xF0000, 0x10000
@@ -89,6 +90,13 @@ def test_gdb(domain: Domain, tmp_path: Path) -> None:
     reset = bios(domain)[-16:]
     for at in (0, 8):
         assert f"0x{int.from_bytes(reset[at : at + 8], 'little'):016x}" in said
+
+
+def test_the_domain_tells_the_vm_where_the_host_has_several(domain: Domain) -> None:
+    with qemu(ram="16M") as other:
+        done = sevkvm(domain, "status", "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["pid"] == domain.pid != other.pid
 
 
 def test_a_domain_that_is_not_there_is_said(domain: Domain) -> None:
