@@ -80,7 +80,7 @@ def exception_for(failure: NativeFailure, *, pid: int | None = None) -> errors.S
             return errors.AttachError(
                 text,
                 pid=pid,
-                help="this VMM cannot host a deputy thread (static, musl or shadow-stack binary)",
+                help="this VMM cannot host a deputy thread (musl, no C library, or shadow stacks): QEMU and glibc can",
             )
         case Status.SANDBOX:
             return errors.AttachError(text, pid=pid, help=SANDBOX_HELP)

@@ -49,7 +49,7 @@ def open_guest(
     memory within ``reach`` only (gpas, half-open), may be given a guest that does not do more. Raises VmNotFound,
     AttachError, DebugForbidden, PlatformUnsupported, UsageError, TargetTimeout.
     """
-    vm_info = discovery.resolve(options.pid, options.vm_fd)
+    vm_info = discovery.resolve(options.pid, options.vm_fd, domain=options.libvirt)
     with ExitStack() as stack:
         facts = ask_monitor(vm_info.pid, options, warn)
         told = slot_map(vm_info.pid, options, facts, warn, required=True) if options.slots else None

@@ -47,7 +47,7 @@ def examine_guest(machine: Machine, options: AttachOptions, attach: Opener | Non
     Raises UsageError for options that contradict each other.
     """
     try:
-        vm = discovery.resolve(options.pid, options.vm_fd, machine.proc, machine.same_file)
+        vm = discovery.resolve(options.pid, options.vm_fd, machine.proc, machine.same_file, options.libvirt)
         way = wayin.examine(machine, vm.pid)
     except errors.SevKvmError as error:
         return refused("guest", error)

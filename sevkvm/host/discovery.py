@@ -67,18 +67,27 @@ def find_vms(proc: Path = PROC, same_file: SameFile = native.same_file) -> list[
 
 
 def resolve(
-    pid: int | None, vm_fd: int | None, proc: Path = PROC, same_file: SameFile = native.same_file
+    pid: int | None,
+    vm_fd: int | None,
+    proc: Path = PROC,
+    same_file: SameFile = native.same_file,
+    domain: str | None = None,
 ) -> VmInfo:
     """The VM that ``--pid`` and ``--vm-fd`` mean.
 
     Both: that descriptor of that process. ``pid`` alone: its only VM. ``vm_fd`` alone: the owner of our own inherited
     descriptor, or if that is no VM, the only VM on the host that is some process's descriptor ``vm_fd``, or the only
-    VM. Neither: the only VM on the host. Raises VmNotFound, naming what there is, or AttachError for want of rights.
+    VM. Neither: the only VM whose QEMU is named ``domain``, as libvirt names it, or the only VM on the host. Raises
+    VmNotFound, naming what there is, or AttachError for want of rights.
     """
     if pid is not None:
         return _of_process(pid, vm_fd, proc, same_file)
     if vm_fd is None:
-        return _only(find_vms(proc, same_file), "the host has", "name one with --pid, and --vm-fd if need be")
+        vms = find_vms(proc, same_file)
+        named = [vm for vm in vms if vm.name == domain]
+        return _only(
+            named if len(named) == 1 else vms, "the host has", "name one with --pid, and --vm-fd if need be"
+        )
     own = os.getpid()
     if procfs.fd_links(own, proc).get(vm_fd) == procfs.KVM_VM_LINK:
         return _of_inherited(own, vm_fd, proc, same_file)

@@ -24,7 +24,9 @@ KVM_VM_LINK: Final = "anon_inode:kvm-vm"
 _KVM_VCPU_LINK: Final = re.compile(r"anon_inode:kvm-vcpu:(\d+)")
 # /dev/sev; a container may see it elsewhere, and on a pretend host it is a file in memory
 _SEV_DEVICE_LINK: Final = re.compile(r"/(.*/|memfd:)sev( \(deleted\))?")
-_RIGHTS_HELP: Final = "run sevkvm as root, or as the VMM's own user with CAP_SYS_PTRACE"
+_RIGHTS_HELP: Final = (
+    "run sevkvm as root, as the VMM's own user, or with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
+)
 
 _T = TypeVar("_T")
 
@@ -209,7 +211,8 @@ def _translated(pid: int, name: str) -> Iterator[None]:
         # ESRCH: the process ended between open and read
         if error.errno in (errno.ENOENT, errno.ESRCH):
             raise errors.VmNotFound(
-                f"no process {pid}", help="`sevkvm list` shows the VMs of this host"
+                f"no process {pid}",
+                help="`sevkvm list` shows the VMs of this host; in a container only its own",
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM):
             raise errors.AttachError(

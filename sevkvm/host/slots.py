@@ -120,7 +120,8 @@ def from_maps(pid: int, proc: Path = PROC) -> SlotGuess:
     slots = tuple(RawSlot(piece.gpa, piece.nbytes, hva + piece.offset, "ram?") for piece in pieces)
     warning = (
         f"guest memory was guessed from the mappings of process {pid} and its command line: the video window, ROM"
-        " and flash below 1 MiB and below 4 GiB are missing or show the RAM behind them; --qmp or --slot is exact"
+        " and flash below 1 MiB and below 4 GiB are missing or show the RAM behind them;"
+        " --qmp, --libvirt or --slot is exact"
     )
     if args.more_ram:
         warning += "; memory devices (DIMMs) are not included"

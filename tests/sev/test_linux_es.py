@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from sevkvm.abi.policybits import POLICY_ES
+from sevkvm.lab.files import mapped
 from sevkvm.lab.sealed import SealedLinux
+from tests.support.gdb import gdb, gdbserver, require_gdb
 from tests.support.linux import require_sealed_linux
 from tests.support.qemu import QemuVmm, require_kvm_qemu
 from tests.support.qemu_sealed import sealed_qemu
@@ -108,6 +110,85 @@ def test_its_memory_is_proved_to_be_encrypted(linux: SealedLinux, vmm: QemuVmm) 
     }
     assert {page["what"] for page in checks["private"]["pages"]} >= {"top page table", "page table"}
     assert canary not in done.stdout
+
+
+def found_by_search(done: subprocess.CompletedProcess[str]) -> bool:
+    """Nobody named the tables, and it was said where they are."""
+    return "page tables of Linux" in done.stderr and "--cr3" not in " ".join(map(str, done.args))
+
+
+def test_registers_are_absent_not_stale(linux: SealedLinux, vmm: QemuVmm) -> None:
+    done = sevkvm("regs", vmm, linux)
+    assert done.returncode != 0
+    assert "its registers are encrypted" in done.stderr
+    assert done.stdout == ""
+    shown = sevkvm("status", vmm, linux, "--json")
+    assert json.loads(shown.stdout)["sev"] == "sev-es"
+
+
+def test_mem_and_tlb_list_the_kernels_mappings(linux: SealedLinux, vmm: QemuVmm) -> None:
+    (banner,) = linux.image.landmarks
+    page = banner.gva & ~0xFFF
+    wanted = f"{page:#x}:+0x1000"
+    for command in ("mem", "tlb"):
+        done = sevkvm(command, vmm, linux, "--json", wanted)
+        assert done.returncode == 0, done.stderr
+        assert found_by_search(done)
+        (mapping,) = json.loads(done.stdout)
+        assert mapping["private"] is True
+        if command == "tlb":
+            assert int(mapping["gpa"], 16) + (banner.gva - int(mapping["gva"], 16)) == banner.gpa
+
+
+def test_pages_tells_private_from_shared(linux: SealedLinux, vmm: QemuVmm) -> None:
+    done = sevkvm("pages", vmm, linux, "--json")
+    assert done.returncode == 0, done.stderr
+    assert found_by_search(done)
+    assert '"private"' in done.stdout
+    assert '"table"' in done.stdout
+
+
+def test_gdb_reads_and_has_no_registers(linux: SealedLinux, vmm: QemuVmm, tmp_path: Path) -> None:
+    require_gdb()
+    (banner,) = linux.image.landmarks
+    options = ["--pid", str(vmm.pid), "--qmp", vmm.qmp_path, "--cbit-pos", str(linux.seal.cbit_pos)]
+    with gdbserver(*options, directory=tmp_path) as server:
+        said = gdb(server.target, f"x/s {banner.gva:#x}", "info registers rax rip", "detach")
+    assert "Linux version 6." in said
+    assert re.search(r"^rax +<unavailable>", said, re.M), said
+
+
+def test_a_dump_of_it_opens_in_drgn(linux: SealedLinux, vmm: QemuVmm, tmp_path: Path) -> None:
+    drgn = pytest.importorskip("drgn", reason="drgn not installed (pip install '.[readers]')")
+    (banner,) = linux.image.landmarks
+    core = tmp_path / "es.core"
+    done = sevkvm("dump", vmm, linux, "--format", "elf", "-o", str(core))
+    assert done.returncode in (0, 6), done.stderr
+    assert found_by_search(done)
+    program = drgn.Program()
+    program.set_core_dump(str(core))
+    assert program.read(banner.gva, 16) == b"Linux version 6."
+    nbytes = 0x10000
+    start = banner.gpa & ~0xFFFF
+    assert program.read(start, nbytes, physical=True) == bytes(mapped(linux.ram)[start : start + nbytes])
+
+
+def test_monitor_and_search(linux: SealedLinux, vmm: QemuVmm) -> None:
+    (banner,) = linux.image.landmarks
+    done = sevkvm("monitor", vmm, linux, "-c", f"gva2gpa {banner.gva:#x}", "-c", "info registers")
+    assert hex(banner.gpa) in done.stdout, done.stderr
+    assert "its registers are encrypted" in done.stdout + done.stderr
+    assert "RIP=" not in done.stdout
+    page = banner.gva & ~0xFFF
+    hits = sevkvm("search", vmm, linux, "--gva", "Linux version 6", f"{page:#x}:+0x2000")
+    assert hits.returncode == 0, hits.stderr
+    assert f"{banner.gva:x}" in hits.stdout
+
+
+def test_audit_says_what_it_could_not_know(linux: SealedLinux, vmm: QemuVmm) -> None:
+    done = sevkvm("audit", vmm, linux, "--json")
+    assert done.returncode in (0, 1), done.stderr
+    assert "registers are encrypted" in done.stdout + done.stderr
 
 
 def test_its_policy(linux: SealedLinux, vmm: QemuVmm) -> None:

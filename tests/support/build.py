@@ -23,9 +23,11 @@ def require_compiler() -> str:
     return compiler
 
 
-def compile_program(name: str, out_dir: Path, *sources: str, flags: Sequence[str] = ()) -> Path:
+def compile_program(
+    name: str, out_dir: Path, *sources: str, flags: Sequence[str] = (), compiler: str | None = None
+) -> Path:
     """Compile tests/csrc/NAME.c with sources of csrc/; skip, saying so, where there is no compiler."""
-    compiler = require_compiler()
+    compiler = compiler or require_compiler()
     program = out_dir / name
     subprocess.run(
         [

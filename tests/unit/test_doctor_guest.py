@@ -59,7 +59,8 @@ def tree(finding: Finding) -> list[str]:
 
 GUESSED = (
     f"guest memory was guessed from the mappings of process {PID} and its command line: the video window, ROM and"
-    " flash below 1 MiB and below 4 GiB are missing or show the RAM behind them; --qmp or --slot is exact"
+    " flash below 1 MiB and below 4 GiB are missing or show the RAM behind them;"
+    " --qmp, --libvirt or --slot is exact"
 )
 PLAIN = f"""\
 [ WARN ] - guest: g1, pid {PID}, VM descriptor 9
@@ -414,7 +415,7 @@ def test_no_such_guest(host: FakeHost) -> None:
     finding = examine(host)
     assert tree(finding) == [
         f"[ FAIL ] - guest: no process {PID}",
-        "           hint: `sevkvm list` shows the VMs of this host",
+        "           hint: `sevkvm list` shows the VMs of this host; in a container only its own",
     ]
     assert exit_status([finding]) == errors.EXIT_FAILURE
 
