@@ -78,6 +78,13 @@ def _size(text: str) -> int:
     help="SEV policy. Bit 0 forbids debugging, bit 2 is SEV-ES.",
 )
 @click.option("--es", is_flag=True, help="A SEV-ES guest: sets bit 2 of the policy.")
+@click.option(
+    "--vm-type",
+    type=click.Choice(["legacy", "new"]),
+    default="legacy",
+    show_default=True,
+    help="As which type of VM KVM knows it: new is of Linux 6.10, and tells other things about SEV-ES registers.",
+)
 @click.option("--plain", is_flag=True, help="No encryption: the same guest for comparison, on any KVM host.")
 @click.option(
     "--cbit-pos",
@@ -114,6 +121,7 @@ def command(
     *,
     policy: int,
     es: bool,
+    vm_type: str,
     plain: bool,
     backing: str,
     run: bool,
@@ -129,9 +137,10 @@ def command(
     C-bit, private and shared pages, 4 KiB, 2 MiB and 1 GiB mappings, a read-only ROM, RAM above 4 GiB. When it
     stands, one line of JSON on stdout tells its process, descriptors, memory slots and landmarks.
     """
-    if plain and (es or policy or guest["cbit_pos"] is not None):
+    typed = vm_type == "new"
+    if plain and (es or policy or typed or guest["cbit_pos"] is not None):
         raise errors.UsageError(
-            "--plain is a guest without encryption: no --es, --policy or --cbit-pos with it"
+            "--plain is a guest without encryption: no --es, --policy, --vm-type or --cbit-pos with it"
         )
     policy |= POLICY_ES if es else 0
     if not plain:
@@ -144,7 +153,7 @@ def command(
         raise errors.UsageError("--run is an idle loop, --alive a program, and --bursts goes with --alive")
     image = _linux(**guest) if guest.pop("linux") else _small_guest(**guest, alive=alive)
     rhythm = Rhythm(bursts=bursts) if alive else None
-    options = LaunchOptions(None if plain else policy, Backing(backing), run or alive, rhythm)
+    options = LaunchOptions(None if plain else policy, Backing(backing), run or alive, rhythm, typed)
     lifetime.allow_tracing()
     with lifetime.ending_signals() as signal_fd, launched(image, options) as vm:
         facts = vm.describe()

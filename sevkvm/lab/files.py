@@ -36,10 +36,16 @@ def write_private(path: Path, data: bytes) -> Path:
 
 @contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
-    """Wait until no other process is making ``path``: what takes a minute is not to be made twice at once."""
-    with open(path.with_name(f".{path.name}.lock"), "wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel ends it with us
+    """Wait until no other process makes anything where ``path`` is: what takes a minute is not made twice at once.
+
+    Must not be nested for one directory.
+    """
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)  # the kernel ends it with us
         yield
+    finally:
+        os.close(directory)
 
 
 @contextmanager

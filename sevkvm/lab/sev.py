@@ -25,6 +25,11 @@ _HELP: Final = {
 }
 
 
+def vm_type(policy: int) -> int:
+    """What KVM_CREATE_VM takes since Linux 6.10 for a guest of this policy; before, all were KVM_X86_DEFAULT_VM."""
+    return kvm.KVM_X86_SEV_ES_VM if Policy(policy).es else kvm.KVM_X86_SEV_VM
+
+
 @dataclass(frozen=True)
 class SevLaunch:
     """The launch of one VM. ``sev_fd`` must stay open as long as the VM lives: later commands use it too."""
@@ -32,10 +37,15 @@ class SevLaunch:
     vm_fd: int
     sev_fd: int
 
-    def start(self, policy: int) -> int:
-        """INIT (ES_INIT if the policy says ES) and LAUNCH_START; the firmware's handle. Before any vCPU."""
-        es = Policy(policy).es
-        self._op(sev.SevCmd.ES_INIT if es else sev.SevCmd.INIT)
+    def start(self, policy: int, *, typed: bool = False) -> int:
+        """INIT (ES_INIT if the policy says ES) and LAUNCH_START; the firmware's handle. Before any vCPU.
+
+        ``typed``: the VM was made with :func:`vm_type`, which wants INIT2.
+        """
+        if typed:
+            self._op(sev.SevCmd.INIT2, bytearray(sev.SevInit().pack()))
+        else:
+            self._op(sev.SevCmd.ES_INIT if Policy(policy).es else sev.SevCmd.INIT)
         data = bytearray(sev.LaunchStart(policy=policy).pack())
         self._op(sev.SevCmd.LAUNCH_START, data)
         return sev.LaunchStart.unpack(data).handle

@@ -18,7 +18,7 @@ from sevkvm.abi.policy import Policy
 from sevkvm.lab import cpuid
 from sevkvm.lab.ioctl import START_HELP, ioctl, open_device, open_kvm
 from sevkvm.lab.ram import Backing, fill, map_slot
-from sevkvm.lab.sev import SevLaunch
+from sevkvm.lab.sev import SevLaunch, vm_type
 from sevkvm.lab.vcpu_thread import Rhythm, VcpuThread
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 class LaunchOptions:
     """``policy`` None: a plain VM. ``run``: a thread for each vCPU enters the guest.
 
+    ``typed``: made as one of the VM types for SEV that KVM has since Linux 6.10.
+
     ``rhythm``: what those threads do when the guest halts (an image that is alive does); None: the kernel keeps it.
     """
 
@@ -39,6 +41,7 @@ class LaunchOptions:
     backing: Backing = Backing.ANONYMOUS
     run: bool = False
     rhythm: Rhythm | None = None
+    typed: bool = False
 
 
 @dataclass
@@ -111,7 +114,12 @@ def launched(image: Image, options: LaunchOptions) -> Iterator[LabVm]:
         kvm_fd = open_kvm()
         undo.callback(os.close, kvm_fd)
         offered = cpuid.supported(kvm_fd)
-        vm = LabVm(image, options, ioctl(kvm_fd, kvm.KVM_CREATE_VM))
+        kind = (
+            vm_type(options.policy)
+            if options.typed and options.policy is not None
+            else kvm.KVM_X86_DEFAULT_VM
+        )
+        vm = LabVm(image, options, ioctl(kvm_fd, kvm.KVM_CREATE_VM, kind))
         undo.callback(os.close, vm.vm_fd)
         launch = _sev_start(vm, undo)
         _add_memory(vm, undo)
@@ -145,7 +153,7 @@ def _sev_start(vm: LabVm, undo: ExitStack) -> SevLaunch | None:
     vm.sev_fd = open_device("/dev/sev", START_HELP)
     undo.callback(os.close, vm.sev_fd)
     launch = SevLaunch(vm.vm_fd, vm.sev_fd)
-    launch.start(vm.options.policy)
+    launch.start(vm.options.policy, typed=vm.options.typed)
     return launch
 
 

@@ -144,3 +144,19 @@ def test_a_sealed_linux_is_encrypted() -> None:
         assert equal_blocks(guest.host_bytes(page, 4096), image.plaintext(page, 4096)) == 0
         (answer,) = tool(host, guest, "translate", hex(banner.gva))
         assert (int(answer["gpa"], 16), answer["private"]) == (banner.gpa, True)
+
+
+@pytest.mark.parametrize("vm_type", ["legacy", "new"])
+def test_a_sev_es_guest_is_known_by_its_policy(host: Host, vm_type: str) -> None:
+    """Of the legacy type KVM hands out what it has left of the registers, of the new one nothing: neither is shown."""
+    with lab_guest(policy=POLICY_ES, popen=host.popen, extra=["--vm-type", vm_type]) as guest:
+        assert tool(host, guest, "status")["sev"] == "sev-es"
+        argv = [sys.executable, "-m", "sevkvm", "regs", *guest.facts["arguments"]]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": SUBPROCESS_ENVIRONMENT}
+        process = host.popen(argv, **pipes)
+        said, complaint = process.communicate(timeout=30)
+        assert (process.returncode, said) == (1, b"")
+        assert b"its registers are encrypted" in complaint
+        secret = guest.image.landmark("secret")
+        data = tool(host, guest, "xp", "/16xb", hex(secret.gpa))
+        assert bytes.fromhex(data["bytes"]) == guest.image.plaintext(secret.gpa, 16)
