@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from sevkvm import errors
+from sevkvm.host import procfs
 from sevkvm.host.deputy import Deputy, sandbox_is_known
 from tests.support.build import ROOT, compile_program
 from tests.support.victim import Victim
@@ -131,6 +133,9 @@ def test_whose_filters_are_known_to_let_a_deputy_work(sandboxed: Sandboxed) -> N
     ):
         process = subprocess.Popen(argv, executable="/bin/sleep", env=environment)
         try:
+            deadline = time.monotonic() + 10
+            while procfs.cmdline(process.pid) != argv and time.monotonic() < deadline:
+                time.sleep(0.001)  # execve(2) tells the parent a moment before it is done
             assert sandbox_is_known(process.pid) is known
         finally:
             process.kill()
