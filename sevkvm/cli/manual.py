@@ -20,6 +20,7 @@ LISTS: dict[str, list[tuple[str, str]]] = {
         ("--file DUMP", "a dump instead of a running guest: ELF core, kdump, LiME, raw"),
         ("--qmp SOCKET", "the VMM's QMP monitor, to ask for the memory layout and the C-bit"),
         ("--libvirt DOMAIN", "ask through `virsh qemu-monitor-command` instead"),
+        ("--via WAY", "deputy: a thread added to the VMM; mirror: a VM of our own; by default what serves"),
         ("--slot GPA:SIZE:HVA", "say the memory layout yourself; may be repeated"),
         ("--cbit-pos N", "position of the C-bit in page-table entries, if nobody can tell"),
         ("--cr3 ADDR, --vcpu N", "whose page tables to walk"),
