@@ -76,6 +76,19 @@ class RamView:
             piece = self._find(self._writable, hva, 1) or self._remapped(hva)
         return None if piece is None else piece.ours + (hva - piece.start)
 
+    def copy(self, hva: int, buffer: memoryview) -> bool:
+        """Fill ``buffer`` from ``hva`` on, without a system call; False if that is not mapped here in one piece.
+
+        For files that nobody makes shorter: SIGBUS ends us where there is no page any more.
+        """
+        piece = self._find(self._pieces, hva, len(buffer))
+        if piece is None:
+            return False
+        offset = hva - piece.start
+        with memoryview(piece.held) as held, held[offset : offset + len(buffer)] as part:
+            buffer[:] = part
+        return True
+
     def extent(self, hva: int) -> int:
         """How many bytes from ``hva`` on are mapped here in one piece."""
         piece = self._find(self._pieces, hva, 1)

@@ -19,6 +19,7 @@ import pytest
 
 from sevkvm import errors, native
 from sevkvm.host.deputy import Deputy
+from sevkvm.host.ramview import RamView
 from tests.support.build import ROOT, compile_program
 from tests.support.victim import Victim
 
@@ -90,6 +91,45 @@ def test_a_refused_ioctl_is_an_ioctl_error(victim: Victim) -> None:
         # and the deputy is as good as before
         with pytest.raises(errors.IoctlError):
             deputy.ioctl(999, 0xAE80)
+
+
+def own_scratch() -> list[str]:
+    """Mappings of shared memory without a name in this process."""
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    return [line for line in maps if line.endswith("/dev/zero (deleted)")]
+
+
+@pytest.mark.parametrize("may_map", [True, False])
+def test_much_of_the_scratch_area_is_read_without_a_system_call_where_that_may_be(
+    victim: Victim, monkeypatch: pytest.MonkeyPatch, may_map: bool
+) -> None:
+    if may_map and os.geteuid() != 0:
+        pytest.skip("needs root: /proc/PID/map_files is for CAP_CHECKPOINT_RESTORE")
+    if not may_map:
+        monkeypatch.setattr(RamView, "add", lambda *_: "not now")
+    before, data = own_scratch(), os.urandom(256 << 10)
+    copied: list[int] = []
+    real = native.read_into
+
+    def read_into(pid: int, hva: int, buffer: memoryview) -> int:
+        copied.append(len(buffer))
+        return real(pid, hva, buffer)
+
+    monkeypatch.setattr(native, "read_into", read_into)
+    with Deputy(victim.pid) as deputy:
+        for offset in (0, deputy.scratch_nbytes - len(data)):  # its ends, and no byte beyond
+            deputy.write(deputy.scratch_hva + offset, data)
+            buffer = memoryview(bytearray(len(data)))
+            assert deputy.readinto(deputy.scratch_hva + offset, buffer) == len(data)
+            assert buffer == data
+        assert copied == ([] if may_map else [len(data)] * 2)
+        assert (
+            deputy.readinto(deputy.scratch_hva + deputy.scratch_nbytes - len(data), buffer[: 4 << 10])
+            == 4 << 10
+        )
+        assert copied[-1:] == [4 << 10]  # little is copied
+    assert own_scratch() == before
+    victim.assert_well()
 
 
 def test_nothing_stays(victim: Victim) -> None:
