@@ -107,6 +107,8 @@ uint32_t sk_seccomp_run(const struct sk_seccomp_filter *filter, const struct sec
 			memory[k] = BPF_CLASS(insn->code) == BPF_ST ? a : x;
 			break;
 		case BPF_ALU:
+			if (BPF_OP(insn->code) > BPF_NEG && BPF_OP(insn->code) != BPF_XOR)
+				return SECCOMP_RET_KILL_PROCESS;
 			if (BPF_OP(insn->code) == BPF_DIV && operand == 0)
 				return 0; /* as the kernel: the program ends with 0 */
 			a = alu(BPF_OP(insn->code), a, operand);

@@ -169,11 +169,11 @@ class Deputy:
 
     def close(self) -> None:
         """Leave the process; safe to call twice."""
-        if "_view" in self.__dict__:
-            self._view.close()
         if self._handle is not None:
             handle, self._handle = self._handle, None
             native.deputy_close(handle, int(self._timeout * 1000))
+        if "_view" in self.__dict__:  # last: nothing of ours that fails may keep the deputy there
+            self._view.close()
 
     def __enter__(self) -> Deputy:
         return self

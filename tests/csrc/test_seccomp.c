@@ -42,12 +42,14 @@ static void programs_are_run(void)
 	const struct sock_filter divided[] = {
 		BPF_STMT(BPF_LD | BPF_IMM, 9), BPF_STMT(BPF_ALU | BPF_DIV | BPF_X, 0), BPF_STMT(BPF_RET | BPF_A, 0),
 	};
+	const struct sock_filter modulo[] = { BPF_STMT(BPF_ALU | BPF_MOD | BPF_K, 3), BPF_STMT(BPF_RET | BPF_A, 0) };
 	const struct sock_filter outside[] = { BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 64), BPF_STMT(BPF_RET | BPF_A, 0) };
 
 	EXPECT(run(by_request, COUNT(by_request), &call) == (SECCOMP_RET_ERRNO | 5));
 	EXPECT(run(no_end, COUNT(no_end), &call) == SECCOMP_RET_KILL_PROCESS);
 	EXPECT(run(too_far, COUNT(too_far), &call) == SECCOMP_RET_KILL_PROCESS);
 	EXPECT(run(divided, COUNT(divided), &call) == 0);
+	EXPECT(run(modulo, COUNT(modulo), &call) == SECCOMP_RET_KILL_PROCESS); /* seccomp knows no remainders */
 	EXPECT(run(outside, COUNT(outside), &call) == SECCOMP_RET_KILL_PROCESS);
 	EXPECT(run(NULL, 0, &call) == SECCOMP_RET_KILL_PROCESS);
 }
